@@ -1,0 +1,82 @@
+"""attend: attention over the selected blocks (method.md step 6).
+
+Owns its Problem, Schedule, template context and shared-memory budget. Must not choose a schedule (schedules.py does).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prism_gen.arch import arch
+from prism_gen.dtypes import dtype
+from prism_gen.errors import UnsupportedError
+from prism_gen.families.family import Family
+from prism_gen.spec import KernelSpec, Struct
+
+# Barriers, the tile broadcast and the alignment of the first tile to a 1024-byte swizzle atom.
+METADATA_BYTES = 1024
+
+
+class AttendProblem(Struct, frozen=True, kw_only=True):
+    """block_size_q, block_size_k: sparsity granule, tokens."""
+
+    dtype: str
+    head_dim: int
+    block_size_q: int
+    block_size_k: int
+
+    def label(self) -> str:
+        """E.g. bf16-d128-b128x64."""
+        return f"{self.dtype}-d{self.head_dim}-b{self.block_size_q}x{self.block_size_k}"
+
+
+class AttendSchedule(Struct, frozen=True, kw_only=True):
+    """tile_m: query rows per CTA. kv_stages: K and V tiles of block_size_k tokens in flight."""
+
+    tile_m: int
+    kv_stages: int
+
+
+def smem_bytes(spec: KernelSpec) -> int:
+    """Shared memory of one CTA: Q tile, O tile, the K/V ring and metadata; the kernel asserts the same number.
+
+    Raises: UnsupportedError where it is more than the arch gives.
+    """
+    problem: AttendProblem = spec.problem
+    schedule: AttendSchedule = spec.schedule
+    row_bytes = problem.head_dim * dtype(problem.dtype).num_bytes
+    kv_ring_bytes = schedule.kv_stages * 2 * problem.block_size_k * row_bytes
+    total = 2 * schedule.tile_m * row_bytes + kv_ring_bytes + METADATA_BYTES
+    limit = arch(spec.arch).smem_limit_bytes
+    if total > limit:
+        raise UnsupportedError(
+            f"{spec.name} needs {total} bytes of shared memory",
+            exists=f"{limit} bytes on {spec.arch}",
+            fix="lower kv_stages or tile_m of its row in prism_gen/schedules.py",
+        )
+    return total
+
+
+def _context(spec: KernelSpec) -> dict[str, Any]:
+    problem: AttendProblem = spec.problem
+    schedule: AttendSchedule = spec.schedule
+    return {
+        "element": dtype(problem.dtype).element,
+        "head_dim": problem.head_dim,
+        "block_size_q": problem.block_size_q,
+        "block_size_k": problem.block_size_k,
+        "tile_m": schedule.tile_m,
+        "kv_stages": schedule.kv_stages,
+        "smem_bytes": smem_bytes(spec),
+    }
+
+
+ATTEND = Family(
+    name="attend",
+    problem=AttendProblem,
+    schedule=AttendSchedule,
+    template="attend/attend.cu.jinja",
+    context=_context,
+    dynamic_smem_bytes=smem_bytes,
+    tensor_cores=True,
+)

@@ -1,0 +1,54 @@
+"""select: calibrated block scores, softmax and the cumulative cut-off (method.md steps 3 to 5).
+
+Owns its Problem, Schedule and template context. Block sizes are run-time values here, so that one kernel serves
+every block size whose bands are the same. Must not choose a schedule (schedules.py does).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prism_gen.families.family import Family, chunks, no_dynamic_smem
+from prism_gen.spec import KernelSpec, Struct
+
+
+class SelectProblem(Struct, frozen=True, kw_only=True):
+    """high_dims, low_dims: dims of each band, rising; they may overlap. Means are always fp32."""
+
+    head_dim: int
+    high_dims: tuple[int, ...]
+    low_dims: tuple[int, ...]
+
+    def label(self) -> str:
+        """E.g. d128-h64-l96."""
+        return f"d{self.head_dim}-h{len(self.high_dims)}-l{len(self.low_dims)}"
+
+
+class SelectSchedule(Struct, frozen=True, kw_only=True):
+    """tile_rows: q blocks per CTA. threads: per CTA."""
+
+    tile_rows: int
+    threads: int
+
+
+def _context(spec: KernelSpec) -> dict[str, Any]:
+    problem: SelectProblem = spec.problem
+    schedule: SelectSchedule = spec.schedule
+    return {
+        "head_dim": problem.head_dim,
+        "high_chunks": chunks(problem.high_dims, problem.head_dim, "high"),
+        "low_chunks": chunks(problem.low_dims, problem.head_dim, "low"),
+        "tile_rows": schedule.tile_rows,
+        "threads": schedule.threads,
+    }
+
+
+SELECT = Family(
+    name="select",
+    problem=SelectProblem,
+    schedule=SelectSchedule,
+    template="select/select.cu.jinja",
+    context=_context,
+    dynamic_smem_bytes=no_dynamic_smem,
+    tensor_cores=False,
+)

@@ -1,0 +1,88 @@
+"""The table of schedules: a row *is* support for a head dim and block size.
+
+Owns which problems have a kernel and how each is tiled. Must not render or compile.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from prism_gen.errors import UnsupportedError
+from prism_gen.families import AttendSchedule, PoolSchedule, SelectSchedule
+from prism_gen.spec import KernelSpec, Problem, Struct
+
+# Both two-byte types run the same code at the same tile sizes.
+TWO_BYTE_DTYPES = ("bf16", "fp16")
+
+Facts = dict[str, tuple[int | str, ...]]
+
+
+class Row(NamedTuple):
+    """One schedule. facts: the values of each Problem field for which this row is support."""
+
+    family: str
+    arch: str
+    facts: Facts
+    schedule: Struct
+
+
+def _pool(head_dim: int, block_size: int, threads: int) -> Row:
+    facts: Facts = {"dtype": TWO_BYTE_DTYPES, "head_dim": (head_dim,), "block_size": (block_size,)}
+    return Row("pool", "sm90", facts, PoolSchedule(threads=threads))
+
+
+def _select(head_dim: int, tile_rows: int, threads: int) -> Row:
+    return Row("select", "sm90", {"head_dim": (head_dim,)}, SelectSchedule(tile_rows=tile_rows, threads=threads))
+
+
+def _attend(head_dim: int, block_size_q: int, block_size_k: int, *, tile_m: int, kv_stages: int) -> Row:
+    facts: Facts = {
+        "dtype": TWO_BYTE_DTYPES,
+        "head_dim": (head_dim,),
+        "block_size_q": (block_size_q,),
+        "block_size_k": (block_size_k,),
+    }
+    return Row("attend", "sm90", facts, AttendSchedule(tile_m=tile_m, kv_stages=kv_stages))
+
+
+ROWS: tuple[Row, ...] = (
+    # A CTA pools one block of one head: 256 threads hold 4 to 16 16-byte loads each in flight.
+    _pool(64, 64, threads=256),
+    _pool(64, 128, threads=256),
+    _pool(128, 64, threads=256),
+    _pool(128, 128, threads=256),
+    _select(64, tile_rows=16, threads=256),
+    _select(128, tile_rows=16, threads=256),
+    # kv_stages fill shared memory: 128 KiB of K and V in flight, 96 KiB where tiles are smallest.
+    _attend(64, 128, 128, tile_m=128, kv_stages=4),
+    _attend(64, 128, 64, tile_m=128, kv_stages=6),
+    _attend(64, 64, 64, tile_m=128, kv_stages=6),
+    _attend(128, 128, 128, tile_m=128, kv_stages=2),
+    _attend(128, 128, 64, tile_m=128, kv_stages=4),
+    _attend(128, 64, 64, tile_m=128, kv_stages=4),
+)
+
+
+def _available(rows: list[Row]) -> str:
+    """The supported combinations, one line a row, without repeats."""
+    lines = dict.fromkeys(
+        f"{row.arch}: " + ", ".join(f"{name} {'|'.join(map(str, values))}" for name, values in row.facts.items())
+        for row in rows
+    )
+    return "\n             ".join(lines)
+
+
+def kernel_spec(family: str, arch: str, problem: Problem) -> KernelSpec:
+    """The spec that computes `problem` on `arch`, with the schedule of its row.
+
+    Raises: UnsupportedError listing what exists, if no row serves it.
+    """
+    rows = [row for row in ROWS if row.family == family]
+    for row in rows:
+        if row.arch == arch and all(getattr(problem, name) in values for name, values in row.facts.items()):
+            return KernelSpec(family=family, arch=arch, problem=problem, schedule=row.schedule)
+    raise UnsupportedError(
+        f"no {family} schedule for {arch}/{problem.label()}",
+        exists=_available(rows),
+        fix="choose one of these, or add a row to prism_gen/schedules.py",
+    )
