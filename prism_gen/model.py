@@ -5,9 +5,15 @@ Owns the validated, frozen specs. Must not know Hugging Face key names (model_co
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
+
+from prism_gen.errors import ConfigError
+
+BAND_GRANULE_DIMS = 16  # one MMA k-step; a band is a whole number of them
 
 RopeVariant = Literal["none", "default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 BandMode = Literal["paper", "spectrum"]
@@ -19,7 +25,9 @@ class RopeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     rotary_dim: dims that rotate, even, <= head_dim. interleaved: pair p is dims (2p, 2p+1) if True,
     else (p, p + rotary_dim/2). The scaling fields hold the published values; those a variant does not
-    use are None.
+    use are None. original_max_position_embeddings: tokens; for "dynamic" the length that scaling starts from.
+    truncate: whether YaRN rounds its ramp to whole pairs.
+    Raises: ConfigError if a field that the variant needs is missing, or a value is out of range.
     """
 
     variant: RopeVariant = "default"
@@ -34,6 +42,36 @@ class RopeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     beta_slow: float | None = None
     long_factor: tuple[float, ...] | None = None
     short_factor: tuple[float, ...] | None = None
+    truncate: bool = True
+
+    def __post_init__(self) -> None:
+        if self.rotary_dim < 0 or self.rotary_dim % 2:
+            raise _bad("rotary_dim", self.rotary_dim, "an even number of dims", "correct the partial rotary settings")
+        if not (math.isfinite(self.theta) and self.theta > 1):
+            raise _bad("rope_theta", self.theta, "a finite number above 1", "use the published value")
+        for name in _NEEDED_FIELDS[self.variant]:
+            if getattr(self, name) is None:
+                raise _bad(name, None, f"a value, because rope type {self.variant} needs it", "use the published value")
+        for name in (
+            "factor",
+            "low_freq_factor",
+            "high_freq_factor",
+            "beta_fast",
+            "beta_slow",
+            "original_max_position_embeddings",
+        ):
+            _check_positive(name, getattr(self, name))
+        for name in ("long_factor", "short_factor"):
+            factors: tuple[float, ...] | None = getattr(self, name)
+            if factors is None:
+                continue
+            if len(factors) != self.rotary_dim // 2:
+                found = f"a list of {len(factors)}"
+                raise _bad(name, found, f"{self.rotary_dim // 2} numbers, one per RoPE pair", "use the published list")
+            for value in factors:
+                _check_positive(name, value)
+        if self.low_freq_factor is not None and self.low_freq_factor == self.high_freq_factor:
+            raise _bad("high_freq_factor", self.high_freq_factor, "a value other than low_freq_factor", "see the model")
 
 
 class SelectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,6 +80,7 @@ class SelectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     block_sizes: (q tokens, k tokens), the first is the model's default. high_freq_dim, low_freq_dim:
     dims per band, multiples of 16; None takes the paper's fractions (1/2 and 3/4 of head_dim).
     thresholds: cumulative probability in (0, 1]; 1 selects every visible block.
+    Raises: ConfigError if a value is out of range.
     """
 
     bands: BandMode = "paper"
@@ -53,11 +92,29 @@ class SelectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     force_sink: bool = True
     force_recent: bool = True
 
+    def __post_init__(self) -> None:
+        for name in ("high_freq_dim", "low_freq_dim"):
+            dim: int | None = getattr(self, name)
+            if dim is not None and (dim <= 0 or dim % BAND_GRANULE_DIMS):
+                raise _bad(name, dim, f"a positive multiple of {BAND_GRANULE_DIMS} dims", "round it, or leave it out")
+        for name in ("high_freq_threshold", "low_freq_threshold"):
+            threshold: float = getattr(self, name)
+            if not 0 < threshold <= 1:  # also refuses NaN
+                raise _bad(name, threshold, "a cumulative probability in (0, 1]", "the paper uses 0.95 or 0.93")
+        if not self.block_sizes:
+            raise _bad("block_sizes", [], "at least one pair of q and k tokens", 'give for example ["128x128"]')
+        if len(set(self.block_sizes)) != len(self.block_sizes):
+            raise _bad("block_sizes", list(self.block_sizes), "each pair once", "remove the repeated pair")
+        if any(size <= 0 for pair in self.block_sizes for size in pair):
+            raise _bad("block_sizes", list(self.block_sizes), "positive token counts", 'give for example ["128x128"]')
+
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One model. layer_kinds has one entry per layer; only "full" layers run Prism.
 
-    dtype: "bf16" | "fp16". name: for people, from the config or its file name.
+    dtype: "bf16" | "fp16". name: for people, from the config or its file name. softmax_scale: what the model
+    multiplies q k^T by; None means head_dim ** -0.5.
+    Raises: ConfigError if the fields contradict each other.
     """
 
     name: str
@@ -68,6 +125,23 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     rope: RopeSpec
     selection: SelectionSpec
     layer_kinds: tuple[LayerKind, ...]
+    softmax_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_q_heads", "num_kv_heads", "head_dim"):
+            _check_positive(name, getattr(self, name))
+        if self.num_q_heads % self.num_kv_heads:
+            allowed = f"a divisor of num_q_heads, {self.num_q_heads}"
+            raise _bad("num_kv_heads", self.num_kv_heads, allowed, "correct one of the two head counts")
+        if self.rope.rotary_dim > self.head_dim:
+            raise _bad("rotary_dim", self.rope.rotary_dim, f"at most head_dim, {self.head_dim}", "correct one of them")
+        for name in ("high_freq_dim", "low_freq_dim"):
+            dim: int | None = getattr(self.selection, name)
+            if dim is not None and dim > self.head_dim:
+                raise _bad(name, dim, f"at most head_dim, {self.head_dim}", "choose a narrower band")
+        if not self.layer_kinds:
+            raise _bad("layer_kinds", [], "at least one layer", "correct the number of layers")
+        _check_positive("softmax_scale", self.softmax_scale)
 
     @property
     def group_size(self) -> int:
@@ -78,3 +152,23 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def num_layers(self) -> int:
         """Number of decoder layers."""
         return len(self.layer_kinds)
+
+
+_NEEDED_FIELDS: dict[RopeVariant, Sequence[str]] = {
+    "none": (),
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor", "original_max_position_embeddings"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor", "original_max_position_embeddings"),
+    "longrope": ("long_factor", "short_factor", "original_max_position_embeddings"),
+}
+
+
+def _bad(field: str, found: object, allowed: str, fix: str) -> ConfigError:
+    return ConfigError(f"{field} is {found}", exists=allowed, fix=fix)
+
+
+def _check_positive(field: str, value: float | None) -> None:
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise _bad(field, value, "a finite number above 0", "use the published value")
