@@ -1,0 +1,176 @@
+"""Everything a caller can get wrong about tensors and thresholds, refused in words before any kernel sees it.
+
+Owns the TensorError and DeviceError texts of the runtime. Reads shapes, strides and dtypes, not values, so nothing
+synchronises; except that a threshold tensor is turned into numbers, at construction. Must not import kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prism_gen.errors import DeviceError, TensorError
+from prism_gen.runtime.grid import BlockGrid
+
+TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+EXACT_DTYPES = (torch.float32, torch.float64)  # the reference backend takes these too
+ALIGN_BYTES = 16  # TMA and 16-byte vector loads: every stride but the last, and the base address
+
+ThresholdLike = float | Sequence[float] | Tensor
+
+
+@dataclass(frozen=True)
+class TensorRules:
+    """What q, k and v must be for one layer of one model on one backend.
+
+    num_q_heads, num_kv_heads: the whole model's; a call may bring one tensor-parallel shard of them.
+    dtypes: accepted torch dtypes. device: the device the kernels were resolved for, None for any.
+    """
+
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int
+    dtypes: tuple[torch.dtype, ...]
+    device: torch.device | None
+
+    @property
+    def group_size(self) -> int:
+        """q heads that share one kv head."""
+        return self.num_q_heads // self.num_kv_heads
+
+
+def check_qkv(q: Tensor, k: Tensor, v: Tensor | None, rules: TensorRules, block_size: tuple[int, int]) -> BlockGrid:
+    """Checks one call's tensors and returns its grid.
+
+    q: [batch, seqlen_q, num_q_heads, head_dim]; k, v: [batch, seqlen_k, num_kv_heads, head_dim]; v None: q and k alone.
+    Raises: TensorError for dtype, shape, stride, head count, length or grad; DeviceError for the wrong device.
+    """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x is not None:
+            _check_one(name, x, rules)
+    for name, x in (("k", k), ("v", v)):
+        if x is not None and (x.dtype != q.dtype or x.device != q.device):
+            raise TensorError(
+                f"q is {q.dtype} on {q.device}, {name} is {x.dtype} on {x.device}",
+                fix="give q, k and v one dtype and one device",
+            )
+    if v is not None and v.shape != k.shape:
+        raise TensorError(f"v has shape {list(v.shape)}, k has {list(k.shape)}", fix="k and v must have the same shape")
+    if k.shape[0] != q.shape[0]:
+        raise TensorError(f"q has batch {q.shape[0]}, k has batch {k.shape[0]}", fix="give q, k and v one batch size")
+    _check_heads(q.shape[2], k.shape[2], rules)
+    if q.shape[1] > k.shape[1]:
+        raise TensorError(
+            f"seqlen_q {q.shape[1]} is greater than seqlen_k {k.shape[1]}",
+            exists="bottom-right causal attention: query row r sees keys 0 .. r + seqlen_k - seqlen_q",
+            fix="pass all keys up to the last query row (the cache and the new ones)",
+        )
+    return BlockGrid(q.shape[1], k.shape[1], *block_size)
+
+
+def _check_one(name: str, x: Tensor, rules: TensorRules) -> None:
+    if not isinstance(x, Tensor):
+        raise TensorError(
+            f"{name} is a {type(x).__name__}", exists="torch.Tensor", fix=f"pass {name} as a torch tensor"
+        )
+    if x.dtype not in rules.dtypes:
+        raise TensorError(
+            f"{name} is {x.dtype}",
+            exists=", ".join(str(d) for d in rules.dtypes),
+            fix=f"convert {name}, or build the bundle for that dtype",
+        )
+    if rules.device is not None and x.device != rules.device:
+        raise DeviceError(
+            f"{name} is on {x.device}, this PrismAttention was resolved for {rules.device}",
+            fix=f"move {name} there, or make a PrismAttention for {x.device}",
+        )
+    if x.dim() != 4 or x.shape[3] != rules.head_dim:
+        raise TensorError(
+            f"{name} has shape {list(x.shape)}",
+            exists=f"[batch, seqlen, num_heads, head_dim={rules.head_dim}]",
+            fix=f"bring {name} into that layout, heads before head_dim",
+        )
+    if 0 in x.shape:
+        raise TensorError(
+            f"{name} has shape {list(x.shape)}: an empty batch, no tokens or no heads",
+            exists="batch >= 1, seqlen >= 1, num_heads >= 1",
+            fix="skip the call when there is nothing to attend",
+        )
+    if x.requires_grad and torch.is_grad_enabled():
+        raise TensorError(
+            f"{name} requires grad",
+            exists="forward only (prefill)",
+            fix="call under torch.no_grad(), or detach() the tensor",
+        )
+    check_strides(name, x)
+
+
+def check_strides(name: str, x: Tensor) -> None:
+    """Last dim contiguous, other strides and the base address in 16-byte steps; size-1 dims may have any.
+
+    Raises: TensorError.
+    """
+    if x.shape[-1] > 1 and x.stride(-1) != 1:
+        raise TensorError(
+            f"{name} has stride {x.stride(-1)} in its last dim",
+            exists="stride 1 there",
+            fix=f"call {name}.contiguous()",
+        )
+    step = ALIGN_BYTES // x.element_size()
+    bad = [d for d in range(x.dim() - 1) if x.shape[d] > 1 and x.stride(d) % step]
+    if bad:
+        raise TensorError(
+            f"{name} has strides {list(x.stride())} (elements); dim {bad[0]} is not a multiple of {ALIGN_BYTES} bytes",
+            exists=f"multiples of {step} elements",
+            fix=f"call {name}.contiguous()",
+        )
+    if x.data_ptr() % ALIGN_BYTES:
+        raise TensorError(
+            f"{name} starts at an address that is not a multiple of {ALIGN_BYTES} bytes",
+            exists="16-byte aligned tensors",
+            fix=f"call {name}.clone()",
+        )
+
+
+def _check_heads(num_q_heads: int, num_kv_heads: int, rules: TensorRules) -> None:
+    whole_shard = rules.num_q_heads % num_q_heads == 0
+    if num_q_heads != num_kv_heads * rules.group_size or not whole_shard:
+        raise TensorError(
+            f"{num_q_heads} q heads with {num_kv_heads} kv heads",
+            exists=f"{rules.num_q_heads} q heads with {rules.num_kv_heads} kv heads ({rules.group_size} q heads per kv head), or"
+            " an equal tensor-parallel share of them",
+            fix="pass k and v with their own heads (never repeated), and whole groups of q heads",
+        )
+
+
+def threshold_column(name: str, value: ThresholdLike, num_q_heads: int) -> list[float]:
+    """One band's thresholds as host numbers: one for all heads, or one per head.
+
+    value: in (0, 1]; a number, a sequence or a 1-dim tensor whose length divides num_q_heads (a tensor-parallel shard).
+    Raises: TensorError for NaN, values out of range, or another length.
+    """
+    if isinstance(value, Tensor):
+        numbers = [float(x) for x in value.detach().double().flatten().tolist()]
+    elif isinstance(value, Sequence):
+        numbers = [float(x) for x in value]
+    else:
+        numbers = [float(value)]
+    if not numbers or num_q_heads % len(numbers):
+        raise TensorError(
+            f"{name} has {len(numbers)} values",
+            exists=f"one value, or one per q head ({num_q_heads})",
+            fix="give either",
+        )
+    for head, number in enumerate(numbers):
+        if math.isnan(number) or not 0.0 < number <= 1.0:
+            where = f" for head {head}" if len(numbers) > 1 else ""
+            raise TensorError(
+                f"{name} is {number}{where}",
+                exists="a cumulative probability in (0, 1]; 1 selects every visible block",
+                fix="the paper uses 0.95 for Llama and 0.93 for Qwen",
+            )
+    return numbers

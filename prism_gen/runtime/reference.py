@@ -1,0 +1,210 @@
+"""Plain-torch pool, select and attend: the meaning of every kernel, on any device and in any float dtype.
+
+Owns the semantics of method.md and templates/README.md, written to be read first and fast second. Must not import
+kernels, and never holds a score matrix of more than one query block of one head.
+
+Arithmetic: bf16 and fp16 inputs are computed in fp32; fp32 and fp64 inputs in their own dtype, so .double() tensors
+give the exact answer that kernels are measured against.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prism_gen.runtime.grid import BlockGrid
+from prism_gen.runtime.selection import Selection, diagonal_blocks, visible_blocks
+
+FIXED_ONE = 1 << 30  # probability 1 in fixed point: p * 2**30 is exact in fp32, and a row's sum is far inside int64
+MIN_RMS = 1e-6  # clamp of r(q), r(k) and tau, so that a head or a band of zeros gives logits of 0 instead of 0/0
+
+
+class Bands(NamedTuple):
+    """The dims of the high and of the low band, each rising; the bands may overlap."""
+
+    high_dims: tuple[int, ...]
+    low_dims: tuple[int, ...]
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """fp32 for 16-bit inputs, otherwise the input's own dtype."""
+    return torch.float32 if x.element_size() < 4 else x.dtype
+
+
+def pool(x: Tensor, block_size: int, bands: Bands) -> tuple[Tensor, Tensor]:
+    """Mean of each token block, and the energy of each mean.
+
+    x: [batch, seqlen, num_heads, head_dim], any strides. block_size: tokens.
+    Returns, in the compute dtype, mean [batch, num_heads, num_blocks, head_dim] and energy [batch, num_heads,
+    num_blocks, 3]: the sum of mean**2 over the dims of the high band, of the low band, of all.
+    Tail: a short last block divides by its valid tokens.
+    Source: method.md steps 1 and 3.
+    """
+    seqlen = x.shape[1]
+    num_blocks = -(-seqlen // block_size)
+    tokens = x.to(compute_dtype(x)).movedim(1, 2)
+    padded = F.pad(tokens, (0, 0, 0, num_blocks * block_size - seqlen))
+    valid = torch.full((num_blocks, 1), float(block_size), dtype=padded.dtype, device=x.device)
+    valid[-1] = seqlen - (num_blocks - 1) * block_size
+    batch, _, num_heads, head_dim = x.shape
+    mean = padded.reshape(batch, num_heads, num_blocks, block_size, head_dim).sum(dim=3) / valid
+    square = mean * mean
+    energy = [square[..., list(dims)].sum(-1) for dims in bands]
+    return mean, torch.stack([*energy, square.sum(-1)], dim=-1)
+
+
+def band_probs(
+    q_mean: Tensor, k_mean: Tensor, q_energy: Tensor, k_energy: Tensor, *, bands: Bands, grid: BlockGrid
+) -> Tensor:
+    """Calibrated row softmax of each band over the visible key blocks.
+
+    Means and energies as pool returns them, q's with num_q_heads, k's with num_kv_heads.
+    Returns [batch, num_q_heads, 2, num_q_blocks, num_k_blocks] in the means' dtype; 0 where not visible.
+    Source: method.md steps 3 and 4.
+    """
+    batch, num_q_heads, _, head_dim = q_mean.shape
+    num_kv_heads = k_mean.shape[1]
+    grouped = q_mean.reshape(batch, num_kv_heads, -1, grid.num_q_blocks, head_dim)
+    tau = calibration(q_energy, k_energy, bands=bands, head_dim=head_dim)
+    hidden = ~visible_blocks(grid, q_mean.device)
+    probs = q_mean.new_empty(batch, num_q_heads, len(bands), grid.num_q_blocks, grid.num_k_blocks)
+    for z, dims in enumerate(map(list, bands)):
+        logits = (grouped[..., dims] @ k_mean[:, :, None, :, dims].transpose(-1, -2)).flatten(1, 2)
+        logits /= (math.sqrt(len(dims)) * tau[:, :, z])[..., None, None]
+        probs[:, :, z] = logits.masked_fill_(hidden, -math.inf).softmax(-1)
+    return probs
+
+
+def calibration(q_energy: Tensor, k_energy: Tensor, *, bands: Bands, head_dim: int) -> Tensor:
+    """tau_z of each q head and band, [batch, num_q_heads, 2]; r(q), r(k) and tau are clamped at 1e-6.
+
+    Source: method.md step 3.
+    """
+    widths = torch.tensor([*map(len, bands), head_dim], dtype=q_energy.dtype, device=q_energy.device)
+
+    def band_ratio(energy: Tensor) -> Tensor:
+        rms = (energy.sum(dim=2) / (energy.shape[2] * widths)).sqrt()
+        return rms[..., :-1] / rms[..., -1:].clamp_min(MIN_RMS)
+
+    group_size = q_energy.shape[1] // k_energy.shape[1]
+    k_ratio = band_ratio(k_energy).repeat_interleave(group_size, dim=1)
+    return ((widths[:-1] / head_dim).sqrt() * band_ratio(q_energy) * k_ratio).clamp_min(MIN_RMS)
+
+
+def to_fixed(probs: Tensor) -> Tensor:
+    """Probabilities as int32 multiples of 2**-30, rounded to the nearest, halves to even."""
+    return (probs * FIXED_ONE).round().to(torch.int32)
+
+
+def cut(fixed_probs: Tensor, thresholds: Tensor, grid: BlockGrid) -> Tensor:
+    """The shortest prefix of each row, in falling order, whose sum reaches the threshold.
+
+    fixed_probs: int32 [batch, num_q_heads, 2, num_q_blocks, num_k_blocks]. thresholds: fp32 [num_q_heads, 2].
+    Returns bool like fixed_probs. Ties go to the lower block index; a threshold of 1 or more keeps every visible block.
+    Source: method.md step 5, templates/README.md.
+    """
+    visible = visible_blocks(grid, fixed_probs.device)
+    limits = (thresholds.double() * FIXED_ONE).ceil().long()[..., None, None]
+    falling = fixed_probs.masked_fill(~visible, -1).sort(dim=-1, descending=True, stable=True)
+    mass = falling.values.clamp_min(0).long()
+    keep_sorted = mass.cumsum(-1) - mass < limits
+    keep = torch.zeros_like(visible.expand_as(keep_sorted)).scatter_(-1, falling.indices, keep_sorted)
+    return (keep | (limits >= FIXED_ONE)) & visible
+
+
+def select_from_fixed(
+    fixed_probs: Tensor, thresholds: Tensor, grid: BlockGrid, *, force_sink: bool = True, force_recent: bool = True
+) -> Selection:
+    """Union of both bands' cuts with key block 0 (sink) and the diagonal blocks (recent), as compact lists.
+
+    fixed_probs, thresholds as for cut; the split point on which a kernel's selection is tested.
+    """
+    mask = cut(fixed_probs, thresholds, grid).any(dim=2)
+    if force_sink:
+        mask[..., 0] = True
+    if force_recent:
+        mask |= diagonal_blocks(grid, mask.device)
+    return Selection.from_mask(mask, grid, fixed_probs)
+
+
+def select(
+    q_mean: Tensor,
+    k_mean: Tensor,
+    q_energy: Tensor,
+    k_energy: Tensor,
+    thresholds: Tensor,
+    *,
+    bands: Bands,
+    grid: BlockGrid,
+    force_sink: bool = True,
+    force_recent: bool = True,
+) -> Selection:
+    """band_probs, to_fixed and select_from_fixed in one; the result carries the fixed-point probabilities."""
+    probs = band_probs(q_mean, k_mean, q_energy, k_energy, bands=bands, grid=grid)
+    return select_from_fixed(to_fixed(probs), thresholds, grid, force_sink=force_sink, force_recent=force_recent)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, selection: Selection, *, softmax_scale: float) -> tuple[Tensor, Tensor]:
+    """Softmax attention over the selected visible keys.
+
+    q: [batch, seqlen_q, num_q_heads, head_dim]; k, v: [batch, seqlen_k, num_kv_heads, head_dim]; any strides.
+    Returns out like q, in q's dtype, and lse (natural log) [batch, num_q_heads, seqlen_q] in the compute dtype.
+    A row with no visible selected key gets out 0 and lse -inf.
+    Source: method.md step 6.
+    """
+    grid, dtype = selection.grid, compute_dtype(q)
+    group_size = q.shape[2] // k.shape[2]
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(q.shape[0], q.shape[2], q.shape[1], dtype=dtype, device=q.device)
+    counts, whole = selection.block_counts.tolist(), _whole_counts(selection)
+    for b in range(q.shape[0]):
+        for kv_head in range(k.shape[2]):
+            k_blocks, v_blocks = (_token_blocks(x[b, :, kv_head].to(dtype), grid) for x in (k, v))
+            for h in range(kv_head * group_size, (kv_head + 1) * group_size):
+                for i in range(grid.num_q_blocks):
+                    rows = slice(i * grid.block_size_q, (i + 1) * grid.block_size_q)
+                    chosen = selection.block_indices[b, h, i, : counts[b][h][i]].long()
+                    scores = q[b, rows, h].to(dtype) @ k_blocks[chosen].flatten(0, 1).T
+                    scores *= softmax_scale
+                    _mask_after_boundary(scores, chosen, whole[b][h][i], rows.start, grid)
+                    out[b, rows, h], lse[b, h, rows] = _softmax_times(scores, v_blocks[chosen].flatten(0, 1))
+    return out, lse
+
+
+def _token_blocks(x: Tensor, grid: BlockGrid) -> Tensor:
+    """[seqlen_k, head_dim] -> [num_k_blocks, block_size_k, head_dim], zeros after the last token."""
+    padded = F.pad(x, (0, 0, 0, grid.num_k_blocks * grid.block_size_k - grid.seqlen_k))
+    return padded.reshape(grid.num_k_blocks, grid.block_size_k, -1)
+
+
+def _whole_counts(selection: Selection) -> list[list[list[int]]]:
+    """How many of each row's leading blocks every query row sees whole, so that they need no mask."""
+    grid, device = selection.grid, selection.block_indices.device
+    first = torch.tensor([grid.first_diagonal(i) for i in range(grid.num_q_blocks)], device=device)
+    in_use = torch.arange(selection.block_indices.shape[-1], device=device) < selection.block_counts[..., None]
+    counts: list[list[list[int]]] = ((selection.block_indices < first[:, None]) & in_use).sum(-1).tolist()
+    return counts
+
+
+def _mask_after_boundary(scores: Tensor, chosen: Tensor, num_whole: int, first_row: int, grid: BlockGrid) -> None:
+    """Hides keys after each row's causal boundary; in place. Keys past seqlen_k lie after every boundary."""
+    tokens = torch.arange(grid.block_size_k, device=scores.device)
+    keys = (chosen[num_whole:, None] * grid.block_size_k + tokens).flatten()
+    boundary = torch.arange(scores.shape[0], device=scores.device)[:, None] + (first_row + grid.prefix)
+    scores[:, num_whole * grid.block_size_k :].masked_fill_(keys > boundary, -math.inf)
+
+
+def _softmax_times(scores: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Row softmax of scores times v, and its log-sum-exp; rows without a finite score give 0 and -inf."""
+    if scores.shape[1] == 0:
+        return v.new_zeros(scores.shape[0], v.shape[1]), v.new_full((scores.shape[0],), -math.inf)
+    top = scores.amax(dim=1, keepdim=True)
+    top = torch.where(top == -math.inf, 0.0, top)
+    weights = (scores - top).exp_()
+    total = weights.sum(dim=1, keepdim=True)
+    out = (weights @ v) / torch.where(total == 0, 1.0, total)
+    return out, (top + total.log()).squeeze(1)
