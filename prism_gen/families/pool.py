@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from prism_gen.dtypes import dtype
-from prism_gen.families.family import Family, chunks, no_dynamic_smem
+from prism_gen.families.family import Family, no_dynamic_smem
+from prism_gen.rope import Bands
 from prism_gen.spec import KernelSpec, Struct
 
 
@@ -35,12 +36,13 @@ class PoolSchedule(Struct, frozen=True, kw_only=True):
 def _context(spec: KernelSpec) -> dict[str, Any]:
     problem: PoolProblem = spec.problem
     schedule: PoolSchedule = spec.schedule
+    split = Bands(problem.high_dims, problem.low_dims)
     return {
         "element": dtype(problem.dtype).element,
         "head_dim": problem.head_dim,
         "block_size": problem.block_size,
-        "high_chunks": chunks(problem.high_dims, problem.head_dim, "high"),
-        "low_chunks": chunks(problem.low_dims, problem.head_dim, "low"),
+        "high_chunks": list(split.high_chunks),
+        "low_chunks": list(split.low_chunks),
         "threads": schedule.threads,
     }
 

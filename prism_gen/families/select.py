@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from prism_gen.families.family import Family, chunks, no_dynamic_smem
+from prism_gen.families.family import Family, no_dynamic_smem
+from prism_gen.rope import Bands
 from prism_gen.spec import KernelSpec, Struct
 
 
@@ -34,10 +35,11 @@ class SelectSchedule(Struct, frozen=True, kw_only=True):
 def _context(spec: KernelSpec) -> dict[str, Any]:
     problem: SelectProblem = spec.problem
     schedule: SelectSchedule = spec.schedule
+    split = Bands(problem.high_dims, problem.low_dims)
     return {
         "head_dim": problem.head_dim,
-        "high_chunks": chunks(problem.high_dims, problem.head_dim, "high"),
-        "low_chunks": chunks(problem.low_dims, problem.head_dim, "low"),
+        "high_chunks": list(split.high_chunks),
+        "low_chunks": list(split.low_chunks),
         "tile_rows": schedule.tile_rows,
         "threads": schedule.threads,
     }

@@ -1,0 +1,56 @@
+"""(ModelSpec, archs) -> KernelSpecs: which kernels a model needs.
+
+Owns that mapping, and which bands a pair of block sizes uses. Must not render or compile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prism_gen.arch import arch as arch_row
+from prism_gen.dtypes import dtype as dtype_row
+from prism_gen.errors import UnsupportedError
+from prism_gen.families import AttendProblem, PoolProblem, SelectProblem
+from prism_gen.model import ModelSpec
+from prism_gen.rope import Bands, bands, governing_block_size
+from prism_gen.schedules import kernel_spec
+from prism_gen.spec import KernelSpec
+
+
+def block_pair_bands(model: ModelSpec, block_size: tuple[int, int]) -> Bands:
+    """Bands that pool and select use for one (q, k) block size. Raises: UnsupportedError as rope.bands does."""
+    return bands(model.rope, model.head_dim, model.selection, governing_block_size(block_size))
+
+
+def specialize(model: ModelSpec, archs: Sequence[str]) -> tuple[KernelSpec, ...]:
+    """Every kernel that `model` needs on `archs`, each once: pools, then selects, then attends.
+
+    Raises: UnsupportedError listing what exists, where a shape, block size, dtype or arch has no schedule, or no
+    layer of the model runs full attention.
+    """
+    if "full" not in model.layer_kinds:
+        raise UnsupportedError(
+            f"{model.name} has no full-attention layer; sliding-window layers have nothing to select",
+            fix="use a model with full attention in at least one layer",
+        )
+    dtype_row(model.dtype)
+    specs: list[KernelSpec] = []
+    for arch in archs:
+        arch_row(arch)
+        pools, selects, attends = [], [], []
+        for pair in model.selection.block_sizes:
+            split = block_pair_bands(model, pair)
+            high, low = tuple(split.high_dims), tuple(split.low_dims)
+            for block_size in pair:
+                pool = PoolProblem(
+                    dtype=model.dtype, head_dim=model.head_dim, block_size=block_size, high_dims=high, low_dims=low
+                )
+                pools.append(kernel_spec("pool", arch, pool))
+            select = SelectProblem(head_dim=model.head_dim, high_dims=high, low_dims=low)
+            selects.append(kernel_spec("select", arch, select))
+            attend = AttendProblem(
+                dtype=model.dtype, head_dim=model.head_dim, block_size_q=pair[0], block_size_k=pair[1]
+            )
+            attends.append(kernel_spec("attend", arch, attend))
+        specs += [*pools, *selects, *attends]
+    return tuple(dict.fromkeys(specs))
