@@ -13,8 +13,8 @@ from prism_gen.errors import UnsupportedError
 from prism_gen.families.family import Family
 from prism_gen.spec import KernelSpec, Struct
 
-# Barriers, the tile broadcast and the alignment of the first tile to a 1024-byte swizzle atom.
-METADATA_BYTES = 1024
+# Barriers, tile coordinates and block lists in flight: 1.2 KB at 12 slots, rounded up.
+METADATA_BYTES = 2048
 
 
 class AttendProblem(Struct, frozen=True, kw_only=True):
@@ -31,21 +31,21 @@ class AttendProblem(Struct, frozen=True, kw_only=True):
 
 
 class AttendSchedule(Struct, frozen=True, kw_only=True):
-    """tile_m: query rows per CTA. kv_stages: K and V tiles of block_size_k tokens in flight."""
+    """tile_m: query rows per CTA. kv_stages: shared-memory slots, each for one K or one V tile of block_size_k tokens."""
 
     tile_m: int
     kv_stages: int
 
 
 def smem_bytes(spec: KernelSpec) -> int:
-    """Shared memory of one CTA: Q tile, O tile, the K/V ring and metadata; the kernel asserts the same number.
+    """Shared memory of one CTA: two Q tiles (O leaves through them), the K/V ring, metadata; the kernel asserts that it fits.
 
     Raises: UnsupportedError where it is more than the arch gives.
     """
     problem: AttendProblem = spec.problem
     schedule: AttendSchedule = spec.schedule
     row_bytes = problem.head_dim * dtype(problem.dtype).num_bytes
-    kv_ring_bytes = schedule.kv_stages * 2 * problem.block_size_k * row_bytes
+    kv_ring_bytes = schedule.kv_stages * problem.block_size_k * row_bytes
     total = 2 * schedule.tile_m * row_bytes + kv_ring_bytes + METADATA_BYTES
     limit = arch(spec.arch).smem_limit_bytes
     if total > limit:

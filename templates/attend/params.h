@@ -1,0 +1,43 @@
+// What one attend launch needs, framework-free. Filled by attend.h, read by the kernel.
+#pragma once
+
+#include <cutlass/fast_math.h>
+
+#include <cstdint>
+
+namespace prism::attend {
+
+// A strided [batch, seqlen, heads, head_dim] tensor, last dim contiguous. Strides in elements.
+struct TensorArg {
+  void* ptr;
+  int64_t batch_stride, row_stride, head_stride;
+};
+
+struct Problem {
+  TensorArg q, k, v, out;
+  int batch, seqlen_q, seqlen_k, num_q_heads, num_kv_heads;
+  int const* block_indices;  // [batch, num_q_heads, num_q_blocks, max_blocks], rising
+  int const* block_counts;   // [batch, num_q_heads, num_q_blocks]
+  int num_q_blocks, max_blocks;
+  float softmax_scale;
+  float* lse;         // [batch, num_q_heads, seqlen_q] or nullptr
+  int* tile_counter;  // zero before and after every launch
+};
+
+// The part of the problem that device code reads.
+struct Params {
+  int const* block_indices;
+  int const* block_counts;
+  float* lse;
+  int* tile_counter;
+  float softmax_scale_log2;
+  int seqlen_q, seqlen_k, prefix;  // prefix = seqlen_k - seqlen_q
+  int num_batches, num_q_heads, num_q_blocks, max_blocks;
+  int num_tiles, num_q_tiles, num_kv_slots;  // kv_slot = batch * num_kv_heads + kv_head
+  int section_slots;                         // kv slots whose K and V fit in L2 together
+  cutlass::FastDivmod section_tiles_divmod;  // tiles of one full section
+  cutlass::FastDivmod group_divmod;          // group_size
+  cutlass::FastDivmod kv_head_divmod;        // num_kv_heads
+};
+
+}  // namespace prism::attend

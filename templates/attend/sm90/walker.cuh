@@ -1,0 +1,152 @@
+// The walker warp: takes tiles in order, reads their block lists ahead of everybody and hands them on in chunks of 32 steps, so
+// that no TMA issue ever waits on a global load. Owns the tile order and the merge of two lists; knows nothing of Q, K or V.
+#pragma once
+
+#include "attend/params.h"
+#include "attend/sm90/traits.cuh"
+#include "shared/ring.cuh"
+
+namespace prism::attend {
+
+struct TileCoord {
+  int q_tile, q_head, batch;
+};
+
+// Tile order: sections of kv heads whose K and V fit in L2 together; inside a section the longest rows (last query tiles)
+// first, and the q heads of one kv head side by side, so that they meet the same K and V tiles in L2.
+__device__ __forceinline__ TileCoord tile_coord(Params const& params, int tile) {
+  int section, rest;
+  params.section_tiles_divmod(section, rest, tile);
+  int const first_slot = section * params.section_slots;
+  int const slots = min(params.section_slots, params.num_kv_slots - first_slot);
+  int const heads = slots * params.group_divmod.divisor;  // q heads of this section, over its batches
+  int const row = rest / heads;
+  int const head = rest - row * heads;
+  int slot, head_in_group, batch, kv_head;
+  params.group_divmod(slot, head_in_group, head);
+  params.kv_head_divmod(batch, kv_head, first_slot + slot);
+  return {params.num_q_tiles - 1 - row, kv_head * params.group_divmod.divisor + head_in_group, batch};
+}
+
+// Walks one rising list from its end: the diagonal comes first. The warp holds 32 entries, one a lane.
+struct DescendingList {
+  int const* indices;
+  int remaining;
+  int held;  // this lane's entry of the run of 32 that ends at the current one
+
+  __device__ __forceinline__ DescendingList(Params const& params, TileCoord tile, int list_row) {
+    bool const exists = list_row < params.num_q_blocks;
+    int64_t const row =
+        (int64_t(tile.batch) * params.num_q_heads + tile.q_head) * params.num_q_blocks + (exists ? list_row : 0);
+    indices = params.block_indices + row * params.max_blocks;
+    remaining = exists ? min(params.block_counts[row], params.max_blocks) : 0;
+  }
+  __device__ __forceinline__ void load(int lane) {
+    held = lane < remaining ? indices[remaining - 1 - lane] : -1;
+  }
+};
+
+template <class Traits>
+class Walker {
+  using Storage = typename Traits::SharedStorage;
+  static constexpr int kChunkSteps = Traits::kChunkSteps;
+
+ public:
+  __device__ __forceinline__ Walker(Params const& params, Storage& smem, int lane) : params_(params), smem_(smem), lane_(lane) {}
+
+  __device__ __forceinline__ void run() {
+    int tile = blockIdx.x;
+    while (tile < params_.num_tiles) {
+      int next = 0;
+      if (lane_ == 0) next = claim();
+      walk(tile_coord(params_, tile));
+      tile = __shfl_sync(~0u, next, 0);
+    }
+    emit({-1, 0, 0}, 0, true, true, 0);
+  }
+
+ private:
+  // Every tile processed claims exactly one successor, so the claims of a launch number num_tiles; the last one resets the counter.
+  __device__ __forceinline__ int claim() {
+    int const claimed = atomicAdd(params_.tile_counter, 1);
+    if (claimed == params_.num_tiles - 1) *params_.tile_counter = 0;
+    return claimed + gridDim.x;
+  }
+
+  __device__ __forceinline__ void walk(TileCoord tile) {
+    if constexpr (Traits::kLists == 1) walk_one(tile);
+    else walk_union(tile);
+  }
+
+  __device__ __forceinline__ void walk_one(TileCoord tile) {
+    constexpr int kAllWarpGroups = (1 << Traits::kWarpGroups) - 1;
+    DescendingList list(params_, tile, tile.q_tile);
+    bool first = true;
+    do {
+      list.load(lane_);
+      int const steps = min(list.remaining, kChunkSteps);
+      list.remaining -= steps;
+      bool const last = list.remaining == 0;
+      emit(tile, Step::make(list.held, last && lane_ == steps - 1, kAllWarpGroups).packed, first, last, steps);
+      first = false;
+    } while (list.remaining > 0);
+  }
+
+  // Two neighbouring query blocks share a tile: their lists are merged, each step marked with who selected it.
+  __device__ __forceinline__ void walk_union(TileCoord tile) {
+    DescendingList a(params_, tile, 2 * tile.q_tile), b(params_, tile, 2 * tile.q_tile + 1);
+    a.load(lane_);
+    b.load(lane_);
+    int a_held = 0, b_held = 0;  // entries taken of the 32 held
+    bool first = true;
+    do {
+      int packed = 0, steps = 0;
+      while (steps < kChunkSteps && a.remaining + b.remaining > 0) {
+        int const block_a = a.remaining > 0 ? __shfl_sync(~0u, a.held, a_held) : -1;
+        int const block_b = b.remaining > 0 ? __shfl_sync(~0u, b.held, b_held) : -1;
+        bool const take_a = block_a >= block_b, take_b = block_b >= block_a;
+        take(a, a_held, take_a);
+        take(b, b_held, take_b);
+        bool const last = a.remaining + b.remaining == 0;
+        if (lane_ == steps) packed = Step::make(max(block_a, block_b), last, int(take_a) | (int(take_b) << 1)).packed;
+        ++steps;
+      }
+      bool const last = a.remaining + b.remaining == 0;
+      emit(tile, packed, first, last, steps);
+      first = false;
+    } while (a.remaining + b.remaining > 0);
+  }
+
+  __device__ __forceinline__ void take(DescendingList& list, int& held, bool taken) {
+    if (!taken) return;
+    --list.remaining;
+    if (++held == kChunkSteps) {
+      list.load(lane_);
+      held = 0;
+    }
+  }
+
+  __device__ __forceinline__ void emit(TileCoord tile, int packed_step, bool first, bool last, int steps) {
+    smem_.chunk_empty[ring_.slot].wait(ring_.phase ^ 1);
+    auto& chunk = smem_.chunks[ring_.slot];
+    chunk.steps[lane_] = packed_step;
+    if (lane_ == 0) {
+      chunk.q_tile = tile.q_tile;
+      chunk.q_head = tile.q_head;
+      chunk.batch = tile.batch;
+      chunk.num_steps = steps;
+      chunk.first = first;
+      chunk.last = last;
+    }
+    __syncwarp();
+    if (lane_ == 0) smem_.chunk_full[ring_.slot].arrive();
+    ring_.advance();
+  }
+
+  Params const& params_;
+  Storage& smem_;
+  int const lane_;
+  Ring<Traits::kChunks> ring_;
+};
+
+}  // namespace prism::attend
