@@ -53,7 +53,7 @@ ROWS: tuple[Row, ...] = (
     _pool(128, 128, threads=256),
     _select(64, tile_rows=16, threads=256),
     _select(128, tile_rows=16, threads=256),
-    # head_dim 128: the slots fill shared memory (160 KiB beside 64 KiB of Q). head_dim 64: 128 KiB is more than is in flight.
+    # head_dim 128: the slots fill shared memory (160 KiB beside 64 KiB of Q). head_dim 64: 128 KiB is plenty.
     _attend(64, 128, 128, tile_m=128, kv_stages=8),
     _attend(64, 128, 64, tile_m=128, kv_stages=12),
     _attend(64, 64, 64, tile_m=128, kv_stages=12),

@@ -31,14 +31,14 @@ class AttendProblem(Struct, frozen=True, kw_only=True):
 
 
 class AttendSchedule(Struct, frozen=True, kw_only=True):
-    """tile_m: query rows per CTA. kv_stages: shared-memory slots, each for one K or one V tile of block_size_k tokens."""
+    """tile_m: query rows per CTA. kv_stages: shared-memory slots, each one K or one V tile of block_size_k tokens."""
 
     tile_m: int
     kv_stages: int
 
 
 def smem_bytes(spec: KernelSpec) -> int:
-    """Shared memory of one CTA: two Q tiles (O leaves through them), the K/V ring, metadata; the kernel asserts that it fits.
+    """Shared memory of one CTA: two Q tiles (O leaves through them), the K/V ring, metadata. The kernel asserts it.
 
     Raises: UnsupportedError where it is more than the arch gives.
     """
