@@ -12,13 +12,13 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from prism_gen.errors import ToolchainError
+from prism_gen.files import write_atomic
 from prism_gen.spec import Struct
 
 WHEELS_FIX = "pip install 'prism-gen[toolchain]'   # nvcc and cuobjdump from wheels; no CUDA installation needed"
@@ -99,15 +99,8 @@ class _ProbeCache:
         output = done.stdout + done.stderr
         files = {str(file): _stamp(file) for file in [Path(command[0]).resolve(), *depends_on(output)]}
         self._probes[key] = _Probe(files=files, output=output)
-        self._save()
+        write_atomic(self._path, msgspec.json.encode(self._probes))
         return output
-
-    def _save(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=self._path.name)
-        with os.fdopen(handle, "wb") as file:
-            file.write(msgspec.json.encode(self._probes))
-        Path(name).replace(self._path)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
