@@ -25,6 +25,8 @@ class Consumer {
   // One list: both warp groups compute every block and take turns. Two lists: one may compute while the other skips.
   static constexpr bool kOneList = Traits::kLists == 1;
 
+  static constexpr int kNoSlot = -1;
+
   // Named barriers: one a warp group for its turn, one a warp group for its output tile.
   static constexpr int kTurnBarrier = 0;
   static constexpr int kOutputBarrier = kTurnBarrier + Traits::kWarpGroups;
@@ -62,16 +64,19 @@ class Consumer {
  private:
   template <class Softmax, class S, class P, class O>
   __device__ __forceinline__ void walk_one(Softmax& softmax, S& tSrS, P& tOrP, O& tOrO) {
-    int k_slot = next_slot();
+    int k_slot = next_slot(), v_slot = kNoSlot;
     Step step = wait_step(k_slot);
-    start(k_slot, step, softmax, tSrS, tOrP, tOrO);
+    start(k_slot, step, softmax, tSrS);
+    bool rescale = false;  // O is still zero
     release_stored();
     while (!step.last()) {
+      settle(v_slot, rescale, softmax, tSrS, tOrP, tOrO);
       k_slot = next_slot();
-      int const v_slot = next_slot();
+      v_slot = next_slot();
       step = wait_step(k_slot);
-      overlap(k_slot, v_slot, step, softmax, tSrS, tOrP, tOrO);
+      rescale = overlap(k_slot, v_slot, step, softmax, tSrS, tOrP, tOrO);
     }
+    settle(v_slot, rescale, softmax, tSrS, tOrP, tOrO);
     finish(next_slot(), tOrP, tOrO);
   }
 
@@ -79,44 +84,53 @@ class Consumer {
   // V of a selected block is consumed before the next unselected one is passed: a held slot would stall the ring.
   template <class Softmax, class S, class P, class O>
   __device__ __forceinline__ void walk_union(Softmax& softmax, S& tSrS, P& tOrP, O& tOrO) {
-    bool pending = false;  // P of the previous block waits for its V
-    bool first = true;
+    bool pending = false;  // S of the previous block waits for its V
+    bool rescale = false;
+    int held_slot = kNoSlot;  // V slot of a product that may still run
     Step step{0};
+    bool first = true;
     do {
       int const k_slot = next_slot();
-      int const v_slot = first ? -1 : next_slot();
+      int const v_slot = first ? kNoSlot : next_slot();
       step = wait_step(k_slot);
       bool const selected = step.selected_by(warp_group_);
+      if (pending) settle(held_slot, rescale, softmax, tSrS, tOrP, tOrO);
+      held_slot = kNoSlot;
       if (selected && pending) {
-        overlap(k_slot, v_slot, step, softmax, tSrS, tOrP, tOrO);
+        rescale = overlap(k_slot, v_slot, step, softmax, tSrS, tOrP, tOrO);
+        held_slot = v_slot;
       } else {
         if (pending) finish(v_slot, tOrP, tOrO);
         else if (!first) skip(v_slot);
-        if (selected) start(k_slot, step, softmax, tSrS, tOrP, tOrO);
+        if (selected) rescale = start(k_slot, step, softmax, tSrS);
         else release(k_slot);
       }
       pending = selected;
       first = false;
     } while (!step.last());
-    if (pending) finish(next_slot(), tOrP, tOrO);
-    else skip(next_slot());
+    if (pending) {
+      settle(held_slot, rescale, softmax, tSrS, tOrP, tOrO);
+      finish(next_slot(), tOrP, tOrO);
+    } else {
+      skip(next_slot());
+    }
   }
 
-  // S = Q K^T alone: no P is pending.
-  template <class Softmax, class S, class P, class O>
-  __device__ __forceinline__ void start(int k_slot, Step step, Softmax& softmax, S& tSrS, P& tOrP, O& tOrO) {
+  // S = softmax numerators of one block, alone. Returns whether O must be rescaled.
+  template <class Softmax, class S>
+  __device__ __forceinline__ bool start(int k_slot, Step step, Softmax& softmax, S& tSrS) {
     issue_qk(k_slot, tSrS);
     cute::warpgroup_wait<0>();
     release(k_slot);
     mask(tSrS, step.block());
-    bool const rescale = softmax.step(tSrS);
-    to_element(tSrS, tOrP);
-    if (!kOneList && rescale) softmax.rescale(tOrO);  // with one list, O is still zero here
+    return softmax.step(tSrS);
   }
 
-  // S of this block, O += P V of the previous one behind it; this block's softmax runs while P V may still be under way.
+  // Q K^T of this block, and behind it O += P V of the previous one; the softmax of this block runs under that second product,
+  // which is waited for by settle() at the head of the next step. (Waited for in the same basic block, ptxas moves the wait
+  // above the exponentials that it should hide.) Returns whether O must be rescaled.
   template <class Softmax, class S, class P, class O>
-  __device__ __forceinline__ void overlap(int k_slot, int v_slot, Step step, Softmax& softmax, S& tSrS, P& tOrP, O& tOrO) {
+  __device__ __forceinline__ bool overlap(int k_slot, int v_slot, Step step, Softmax& softmax, S& tSrS, P& tOrP, O& tOrO) {
     if constexpr (kOneList) await_turn();
     issue_qk(k_slot, tSrS);
     wait(v_slot);
@@ -125,9 +139,14 @@ class Consumer {
     cute::warpgroup_wait<1>();
     release(k_slot);
     mask(tSrS, step.block());
-    bool const rescale = softmax.step(tSrS);
+    return softmax.step(tSrS);
+  }
+
+  // Waits for the product that overlap() left running, gives its V back, and makes P and O ready for the next one.
+  template <class Softmax, class S, class P, class O>
+  __device__ __forceinline__ void settle(int v_slot, bool rescale, Softmax& softmax, S& tSrS, P& tOrP, O& tOrO) {
     cute::warpgroup_wait<0>();
-    release(v_slot);
+    if (v_slot != kNoSlot) release(v_slot);
     to_element(tSrS, tOrP);
     if (rescale) softmax.rescale(tOrO);
   }
