@@ -138,7 +138,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         for name in ("high_freq_dim", "low_freq_dim"):
             dim: int | None = getattr(self.selection, name)
             if dim is not None and dim > self.head_dim:
-                raise _bad(name, dim, f"at most head_dim, {self.head_dim}", "choose a narrower band")
+                raise _bad(f"prism.{name}", dim, f"at most head_dim, {self.head_dim}", "choose a narrower band")
         if not self.layer_kinds:
             raise _bad("layer_kinds", [], "at least one layer", "correct the number of layers")
         _check_positive("softmax_scale", self.softmax_scale)

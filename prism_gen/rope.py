@@ -102,8 +102,7 @@ def bands(rope: RopeSpec, head_dim: int, selection: SelectionSpec, block_size: i
         )
     if head_dim % BAND_GRANULE_DIMS or rope.rotary_dim % (2 * CHUNK_DIMS):
         raise UnsupportedError(
-            f"head_dim {head_dim} with rotary_dim {rope.rotary_dim} cannot be cut into chunks of {CHUNK_DIMS} dims "
-            "that hold only one band",
+            f"head_dim {head_dim} with rotary_dim {rope.rotary_dim} has no bands of whole chunks of {CHUNK_DIMS} dims",
             exists=f"head_dim a multiple of {BAND_GRANULE_DIMS}, rotary_dim a multiple of {2 * CHUNK_DIMS}",
             fix="run this model dense",
         )
