@@ -1,7 +1,7 @@
 """Source -> shared library, in parallel, each distinct input once.
 
-Owns the nvcc command and the content-addressed cache: <digest>/{*.cu, *.so, log.txt, result.json}, landed by one rename;
-<digest>.lock, held while compiling; failed/<digest>/, the source and log of a failure.
+Owns the nvcc command and the content-addressed cache: <digest>/{*.cu, *.so, log.txt, result.json}, landed by one
+rename; <digest>.lock, held while compiling; failed/<digest>/, the source and log of a failure.
 Must not know models or bundles.
 """
 
@@ -32,7 +32,7 @@ from prism_gen.toolchain import Toolchain
 
 PEAK_BYTES_PER_JOB = 4 << 30  # one attend kernel peaks at 3.9 GiB in nvcc 13.0
 _RESULT = "result.json"
-_LOG = "log.txt"
+LOG_NAME = "log.txt"
 
 
 class Artifact(Struct, frozen=True, kw_only=True):
@@ -145,7 +145,7 @@ class Compiler:
         command = self.command(spec.arch, cu, so)
         rerun = f"cd {self.folder(source.digest)} && {shlex.join(command)}"
         status, output = self._run(command, scratch)
-        (scratch / _LOG).write_text(f"$ {rerun}\n{output}", encoding="utf-8")
+        (scratch / LOG_NAME).write_text(f"$ {rerun}\n{output}", encoding="utf-8")
         if status != 0:
             errors = [line for line in output.splitlines() if "error" in line.lower() or "fatal" in line.lower()]
             raise self._failure(scratch, source, f"nvcc failed on {spec.name} (exit status {status})", errors[:5])
@@ -210,7 +210,7 @@ class Compiler:
             what,
             *(f"    {detail.strip()}" for detail in details),
             f"  source: {kept / source.spec.name}.cu",
-            f"  log: {kept / _LOG}",
+            f"  log: {kept / LOG_NAME}",
             f"  command: cd {kept} && {shlex.join(command)}",
         ]
         return CompileError("\n".join(lines))

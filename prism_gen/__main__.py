@@ -1,0 +1,6 @@
+"""`python -m prism_gen`. Owns nothing: cli.py holds the commands."""
+
+from prism_gen.cli import main
+
+if __name__ == "__main__":
+    main()

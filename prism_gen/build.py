@@ -1,0 +1,167 @@
+"""Models -> bundle directory: manifest.json, lib/, src/, log/.
+
+Owns publication: a bundle changes in one step, when manifest.json is replaced. Must not know nvcc or what templates
+hold.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from prism_gen import __version__, gates
+from prism_gen.compile import LOG_NAME, Artifact, Compiler, Report
+from prism_gen.errors import BundleError, ConfigError
+from prism_gen.files import locked, sha256, write_atomic
+from prism_gen.fingerprint import Source, flags, make_source
+from prism_gen.manifest import (
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    KernelEntry,
+    Manifest,
+    Provenance,
+    decode_manifest,
+    encode_manifest,
+)
+from prism_gen.model import ModelSpec
+from prism_gen.render import render, template_root
+from prism_gen.spec import KernelSpec
+from prism_gen.specialize import specialize
+from prism_gen.toolchain import Toolchain
+
+LOCK_NAME = ".lock"
+_FOLDERS = ("lib", "src", "log")
+
+
+def build(
+    models: Sequence[ModelSpec],
+    *,
+    archs: Sequence[str],
+    out: Path,
+    cache: Path,
+    toolchain: Toolchain,
+    jobs: int,
+    report: Report,
+    root: Path | None = None,
+) -> Manifest:
+    """Build every kernel of `models` for `archs` and publish them as the bundle `out`.
+
+    cache: folder shared by any number of builds. jobs: compiles at once. root: of the templates, by default those of
+    this package. A kernel that several models need is compiled and listed once.
+    Raises: UnsupportedError, RenderError, CompileError; ConfigError where two models have one name; BundleError where
+    `out` holds something else than a bundle. After an error the earlier bundle, if any, is unchanged.
+    """
+    names = [model.name for model in models]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"two of the models are named {name!r}",
+                fix="give one of the configs another _name_or_path, or put them into separate bundles",
+            )
+    _check_is_bundle(out)
+    root = root or template_root()
+    specs = dict.fromkeys(spec for model in models for spec in specialize(model, archs))
+    sources = [make_source(spec, render(spec, root), root=root, toolchain=toolchain) for spec in specs]
+    compiler = Compiler(toolchain=toolchain, cache=cache, root=root)
+    artifacts = compiler.compile_all(sources, jobs=jobs, report=report)
+    entries = [_entry(source, artifact) for source, artifact in zip(sources, artifacts, strict=True)]
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        generator=__version__,
+        models=tuple(models),
+        kernels=tuple(entries),
+        toolchain=toolchain.versions,
+        flags=tuple(dict.fromkeys(flag for arch in archs for flag in flags(arch))),
+        provenance=_provenance(),
+    )
+    return _publish(manifest, artifacts, compiler, out)
+
+
+def _check_is_bundle(out: Path) -> None:
+    """Raises: BundleError unless `out` is new, empty, a bundle, or the remains of an interrupted first build."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise BundleError(f"--out {out} is a file", fix="name a directory")
+    names = {path.name for path in out.iterdir()}
+    if names and not names & {MANIFEST_NAME, LOCK_NAME}:
+        raise BundleError(f"--out {out} holds other files and no bundle", fix="name a new or an empty directory")
+
+
+def _entry(source: Source, artifact: Artifact) -> KernelEntry:
+    spec: KernelSpec = source.spec
+    # The name carries the digest, so that new files land beside the old ones until the manifest is replaced.
+    stem = f"{spec.name}.{artifact.digest[:12]}"
+    return KernelEntry(
+        spec=spec,
+        key=spec.key,
+        name=spec.name,
+        arch=spec.arch,
+        file=f"lib/{stem}.so",
+        source=f"src/{stem}.cu",
+        log=f"log/{stem}.log",
+        digest=artifact.sha256,
+        artifact=artifact.digest,
+        registers=artifact.figures.registers,
+        smem_bytes=gates.smem_bytes(spec, artifact.figures),
+        stack_bytes=artifact.figures.stack_bytes,
+        spill_bytes=artifact.figures.spill_bytes,
+        instructions=artifact.figures.instructions,
+    )
+
+
+def _provenance() -> Provenance:
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return Provenance(created=now.isoformat(timespec="seconds"), commit=_commit(Path(__file__).resolve().parent.parent))
+
+
+def _commit(checkout: Path) -> str:
+    """The commit that a git checkout is at, read from its files; "" where there is none."""
+    try:
+        head = (checkout / ".git" / "HEAD").read_text(encoding="ascii").strip()
+        return (checkout / ".git" / head[5:]).read_text(encoding="ascii").strip() if head.startswith("ref: ") else head
+    except OSError:  # an installed package, a linked worktree, or packed refs
+        return ""
+
+
+def _publish(manifest: Manifest, artifacts: Sequence[Artifact], compiler: Compiler, out: Path) -> Manifest:
+    """Write the bundle; the manifest it now has. Killed at any moment, `out` is the old bundle or the new one."""
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out / LOCK_NAME):
+        for entry, artifact in zip(manifest.kernels, artifacts, strict=True):
+            folder = compiler.folder(artifact.digest)
+            _place(folder / artifact.library, out / entry.file)
+            _place(folder / artifact.source, out / entry.source)
+            _place(folder / LOG_NAME, out / entry.log)
+        path = out / MANIFEST_NAME
+        old = _old_manifest(path)
+        if old and msgspec.structs.replace(old, provenance=manifest.provenance) == manifest:
+            manifest = old  # nothing changed: keep the bytes, and the time and commit of the last change
+        else:
+            write_atomic(path, encode_manifest(manifest))  # the commit point
+        for stray in _strays(manifest, out):
+            stray.unlink()
+    return manifest
+
+
+def _place(source: Path, target: Path) -> None:
+    if not target.is_file() or sha256(target) != sha256(source):
+        write_atomic(target, source.read_bytes())
+
+
+def _old_manifest(path: Path) -> Manifest | None:
+    try:
+        return decode_manifest(path.read_bytes(), where=str(path))
+    except (OSError, BundleError):  # none yet, or one that this version cannot read and replaces
+        return None
+
+
+def _strays(manifest: Manifest, out: Path) -> Iterator[Path]:
+    """Files of earlier or interrupted builds, which the manifest does not name."""
+    named = {out / path for entry in manifest.kernels for path in (entry.file, entry.source, entry.log)}
+    yield from out.glob(f".{MANIFEST_NAME}.*")
+    for folder in _FOLDERS:
+        yield from (path for path in list((out / folder).glob("*")) if path.is_file() and path not in named)
