@@ -30,6 +30,7 @@ from prism_gen.toolchain import Finding, diagnose, find_toolchain
 
 app = typer.Typer(
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Ahead-of-time CUTLASS kernels for spectral-aware block-sparse prefill attention.",
@@ -38,21 +39,17 @@ app = typer.Typer(
 
 ModelConfig = Annotated[
     list[Path],
-    typer.Option("--model-config", "-m", help="A Hugging Face config.json, as published. Repeat it for more."),
+    typer.Option("--model-config", "-m", help="A Hugging Face config.json, as published; repeatable."),
 ]
 BlockSize = Annotated[
     str | None,
-    typer.Option(
-        help="Block sizes in tokens, q x k, comma-separated: `128x128,128x64`. Default: the config's, or 128x128."
-    ),
+    typer.Option(help="q x k tokens, comma-separated: `128x128,128x64`. Default: the config's, or 128x128."),
 ]
 DTypeName = Annotated[str | None, typer.Option("--dtype", help="`bf16` or `fp16`. Default: the config's torch_dtype.")]
-ArchNames = Annotated[
-    str, typer.Option("--arch", help="GPU architectures, comma-separated. `sm90` is Hopper: H100, H200.")
-]
+ArchNames = Annotated[str, typer.Option("--arch", help="Architectures, comma-separated. `sm90` is Hopper: H100, H200.")]
 Nvcc = Annotated[
     Path | None,
-    typer.Option(help="The nvcc to use. Default: $CUDA_HOME, wheels, PATH, /usr/local/cuda, in this order."),
+    typer.Option(help="The nvcc to use. Default: in $CUDA_HOME, wheels, PATH, /usr/local/cuda."),
 ]
 Cache = Annotated[
     Path, typer.Option(envvar="PRISM_GEN_CACHE", help="Folder of compiled kernels, shared by all builds and processes.")
@@ -84,7 +81,7 @@ def build(
     out: Annotated[Path | None, typer.Option(help="Bundle directory. Default: generated/MODEL.")] = None,
     jobs: Annotated[
         int | None,
-        typer.Option("--jobs", "-j", min=1, help="Compiles at once. Default: from cores and memory (4 GiB each)."),
+        typer.Option("--jobs", "-j", min=1, help="Compiles at once. Default: from cores and memory."),
     ] = None,
     nvcc: Nvcc = None,
     cache: Cache = DEFAULT_CACHE,
@@ -194,9 +191,7 @@ def run(
     qkv: Annotated[Path, typer.Option(help="Safetensors file with one layer's real q, k, v.")],
     model: Annotated[str | None, typer.Option(help="Which model of the bundle. Default: the only one.")] = None,
     layer: Annotated[int | None, typer.Option(min=0, help="Layer number. Default: the file's.")] = None,
-    block_size: Annotated[
-        str | None, typer.Option(help="One block size, `128x64`. Default: the model's first.")
-    ] = None,
+    block_size: Annotated[str | None, typer.Option(help="Such as `128x64`. Default: the model's first.")] = None,
     backend: Annotated[
         Literal["auto", "cuda", "reference"],
         typer.Option(help="`cuda` runs the bundle's kernels, `reference` plain torch anywhere."),
@@ -205,7 +200,7 @@ def run(
 ) -> None:
     """Run one layer on real q, k, v: density, attention mass kept, error against dense attention, time per stage.
 
-    Example: `python -m prism_gen run --bundle generated/qwen3 --qkv sample.safetensors --backend reference --plot m.png`
+    Example: `python -m prism_gen run --bundle generated/qwen3 --qkv sample.safetensors --plot mask.png`
     """
     from prism_gen.runtime.run_layer import run_layer  # noqa: PLC0415 imports torch
 

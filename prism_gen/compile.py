@@ -47,11 +47,12 @@ class Artifact(Struct, frozen=True, kw_only=True):
 
 
 class Event(Struct, frozen=True, kw_only=True):
-    """Progress of one kernel: found in the cache, started, or compiled after `seconds`."""
+    """Progress: `total` kernels are wanted; then for each, found in the cache, or started and done after `seconds`."""
 
-    kind: Literal["hit", "start", "done"]
-    name: str
+    kind: Literal["plan", "hit", "start", "done"]
+    name: str = ""
     seconds: float = 0.0
+    total: int = 0
 
 
 Report = Callable[[Event], None]
@@ -87,6 +88,7 @@ class Compiler:
         """
         self._cache.mkdir(parents=True, exist_ok=True)
         self._remove_stale()
+        report(Event(kind="plan", total=len(sources)))
         pool = ThreadPoolExecutor(max_workers=jobs)
         try:
             return list(pool.map(lambda source: self._obtain(source, report), sources))

@@ -5,12 +5,12 @@ Owns rich output for the command line. Must not build, load or decide anything.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -28,39 +28,48 @@ class BuildProgress:
         self.compiled = 0
         self.reused = 0
         self._console = console
-        self._bars = Progress(
+        self._running: list[str] = []
+        self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
             MofNCompleteColumn(),
+            BarColumn(bar_width=20),
             TimeElapsedColumn(),
+            TextColumn("{task.description}", markup=False),
             console=console,
             disable=not console.is_terminal,
             transient=True,
         )
-        self._running: dict[str, TaskID] = {}
+        self._task = self._bar.add_task("", total=None)
+        self._lock = threading.Lock()
 
     def __enter__(self) -> BuildProgress:
-        self._bars.start()
+        self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bars.stop()
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
 
     def __call__(self, event: Event) -> None:
         """Show one event; called from the compiling threads."""
-        if event.kind == "hit":
-            self.reused += 1
-        elif event.kind == "start":
-            self._running[event.name] = self._bars.add_task(f"compiling {event.name}", total=1)
-            if not self._console.is_terminal:
-                self._console.print(f"compiling {event.name}", highlight=False, soft_wrap=True)
-        else:
-            self.compiled += 1
-            self._bars.remove_task(self._running.pop(event.name))
-            self._console.print(f"compiled  {event.name}  {event.seconds:.1f} s", highlight=False, soft_wrap=True)
+        with self._lock:
+            if event.kind == "plan":
+                self._bar.update(self._task, total=event.total)
+            elif event.kind == "hit":
+                self.reused += 1
+                self._bar.advance(self._task)
+            elif event.kind == "start":
+                self._running.append(event.name)
+                if not self._console.is_terminal:
+                    self._line(f"compiling {event.name}")
+            else:
+                self.compiled += 1
+                self._running.remove(event.name)
+                self._bar.advance(self._task)
+                self._line(f"compiled  {event.name}  {event.seconds:.1f} s")
+            self._bar.update(self._task, description="\n".join(self._running))
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_error(console: Console, error: PrismError) -> None:
