@@ -1,13 +1,12 @@
-"""Everything a caller can get wrong about tensors and thresholds, refused in words before any kernel sees it.
+"""Everything a caller can get wrong about tensors, refused in words before any kernel sees it.
 
-Owns the TensorError and DeviceError texts of the runtime. Reads shapes, strides and dtypes, not values, so nothing
-synchronises; except that a threshold tensor is turned into numbers, at construction. Must not import kernels.
+Owns the TensorError and DeviceError texts about q, k, v and selections. Reads shapes, strides and dtypes, never values,
+so nothing synchronises. Must not import kernels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,12 +14,11 @@ from torch import Tensor
 
 from prism_gen.errors import DeviceError, TensorError
 from prism_gen.runtime.grid import BlockGrid
+from prism_gen.runtime.selection import Selection
 
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 EXACT_DTYPES = (torch.float32, torch.float64)  # the reference backend takes these too
 ALIGN_BYTES = 16  # TMA and 16-byte vector loads: every stride but the last, and the base address
-
-ThresholdLike = float | Sequence[float] | Tensor
 
 
 @dataclass(frozen=True)
@@ -141,36 +139,46 @@ def _check_heads(num_q_heads: int, num_kv_heads: int, rules: TensorRules) -> Non
     if num_q_heads != num_kv_heads * rules.group_size or not whole_shard:
         raise TensorError(
             f"{num_q_heads} q heads with {num_kv_heads} kv heads",
-            exists=f"{rules.num_q_heads} q heads with {rules.num_kv_heads} kv heads ({rules.group_size} q heads per kv head), or"
-            " an equal tensor-parallel share of them",
+            exists=f"{rules.num_q_heads} q heads with {rules.num_kv_heads} kv heads ({rules.group_size} per"
+            " kv head), or an equal tensor-parallel share of them",
             fix="pass k and v with their own heads (never repeated), and whole groups of q heads",
         )
 
 
-def threshold_column(name: str, value: ThresholdLike, num_q_heads: int) -> list[float]:
-    """One band's thresholds as host numbers: one for all heads, or one per head.
+def check_selection(selection: Selection, q: Tensor, grid: BlockGrid) -> None:
+    """A selection given by hand must be for these tensors: lengths, block sizes, heads, device, dtype, layout.
 
-    value: in (0, 1]; a number, a sequence or a 1-dim tensor whose length divides num_q_heads (a tensor-parallel shard).
-    Raises: TensorError for NaN, values out of range, or another length.
+    The indices themselves are not read (that would synchronise): they must rise within a row and be visible blocks.
+    Raises: TensorError.
     """
-    if isinstance(value, Tensor):
-        numbers = [float(x) for x in value.detach().double().flatten().tolist()]
-    elif isinstance(value, Sequence):
-        numbers = [float(x) for x in value]
-    else:
-        numbers = [float(value)]
-    if not numbers or num_q_heads % len(numbers):
+    if selection.grid != grid:
         raise TensorError(
-            f"{name} has {len(numbers)} values",
-            exists=f"one value, or one per q head ({num_q_heads})",
-            fix="give either",
+            f"the selection is for {selection.grid}", exists=f"these tensors need {grid}", fix="select again"
         )
-    for head, number in enumerate(numbers):
-        if math.isnan(number) or not 0.0 < number <= 1.0:
-            where = f" for head {head}" if len(numbers) > 1 else ""
+    rows = (q.shape[0], q.shape[2], grid.num_q_blocks)
+    indices, counts = selection.block_indices, selection.block_counts
+    if tuple(counts.shape) != rows or indices.dim() != 4 or tuple(indices.shape[:3]) != rows:
+        raise TensorError(
+            f"block_indices has shape {list(indices.shape)}, block_counts {list(counts.shape)}",
+            exists=f"{[*rows, 'max_blocks']} and {list(rows)} for these tensors",
+            fix="select for the same batch and q heads",
+        )
+    for name, x in (("block_indices", indices), ("block_counts", counts)):
+        if x.dtype != torch.int32 or x.device != q.device or not x.is_contiguous():
             raise TensorError(
-                f"{name} is {number}{where}",
-                exists="a cumulative probability in (0, 1]; 1 selects every visible block",
-                fix="the paper uses 0.95 for Llama and 0.93 for Qwen",
+                f"{name} is {x.dtype} on {x.device}, {'' if x.is_contiguous() else 'not '}contiguous",
+                exists=f"contiguous torch.int32 on {q.device}",
+                fix="use Selection.from_mask, or what select returned",
             )
-    return numbers
+
+
+def check_scale(softmax_scale: float) -> float:
+    """softmax_scale as a float. Raises: TensorError unless it is finite and positive."""
+    scale = float(softmax_scale)
+    if not (math.isfinite(scale) and scale > 0):
+        raise TensorError(
+            f"softmax_scale is {softmax_scale}",
+            exists="a finite number above 0, multiplied with q k^T",
+            fix="leave it out for the model's own (head_dim ** -0.5 for most)",
+        )
+    return scale

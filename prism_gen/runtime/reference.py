@@ -10,12 +10,12 @@ give the exact answer that kernels are measured against.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prism_gen.rope import Bands
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.selection import Selection, diagonal_blocks, visible_blocks
 
@@ -23,16 +23,14 @@ FIXED_ONE = 1 << 30  # probability 1 in fixed point: p * 2**30 is exact in fp32,
 MIN_RMS = 1e-6  # clamp of r(q), r(k) and tau, so that a head or a band of zeros gives logits of 0 instead of 0/0
 
 
-class Bands(NamedTuple):
-    """The dims of the high and of the low band, each rising; the bands may overlap."""
-
-    high_dims: tuple[int, ...]
-    low_dims: tuple[int, ...]
-
-
 def compute_dtype(x: Tensor) -> torch.dtype:
     """fp32 for 16-bit inputs, otherwise the input's own dtype."""
     return torch.float32 if x.element_size() < 4 else x.dtype
+
+
+def band_lists(bands: Bands) -> tuple[list[int], list[int]]:
+    """Dims of the high band and of the low band, in the order of every array with a band axis."""
+    return list(bands.high_dims), list(bands.low_dims)
 
 
 def pool(x: Tensor, block_size: int, bands: Bands) -> tuple[Tensor, Tensor]:
@@ -53,7 +51,7 @@ def pool(x: Tensor, block_size: int, bands: Bands) -> tuple[Tensor, Tensor]:
     batch, _, num_heads, head_dim = x.shape
     mean = padded.reshape(batch, num_heads, num_blocks, block_size, head_dim).sum(dim=3) / valid
     square = mean * mean
-    energy = [square[..., list(dims)].sum(-1) for dims in bands]
+    energy = [square[..., dims].sum(-1) for dims in band_lists(bands)]
     return mean, torch.stack([*energy, square.sum(-1)], dim=-1)
 
 
@@ -71,8 +69,8 @@ def band_probs(
     grouped = q_mean.reshape(batch, num_kv_heads, -1, grid.num_q_blocks, head_dim)
     tau = calibration(q_energy, k_energy, bands=bands, head_dim=head_dim)
     hidden = ~visible_blocks(grid, q_mean.device)
-    probs = q_mean.new_empty(batch, num_q_heads, len(bands), grid.num_q_blocks, grid.num_k_blocks)
-    for z, dims in enumerate(map(list, bands)):
+    probs = q_mean.new_empty(batch, num_q_heads, 2, grid.num_q_blocks, grid.num_k_blocks)
+    for z, dims in enumerate(band_lists(bands)):
         logits = (grouped[..., dims] @ k_mean[:, :, None, :, dims].transpose(-1, -2)).flatten(1, 2)
         logits /= (math.sqrt(len(dims)) * tau[:, :, z])[..., None, None]
         probs[:, :, z] = logits.masked_fill_(hidden, -math.inf).softmax(-1)
@@ -84,7 +82,7 @@ def calibration(q_energy: Tensor, k_energy: Tensor, *, bands: Bands, head_dim: i
 
     Source: method.md step 3.
     """
-    widths = torch.tensor([*map(len, bands), head_dim], dtype=q_energy.dtype, device=q_energy.device)
+    widths = torch.tensor([*map(len, band_lists(bands)), head_dim], dtype=q_energy.dtype, device=q_energy.device)
 
     def band_ratio(energy: Tensor) -> Tensor:
         rms = (energy.sum(dim=2) / (energy.shape[2] * widths)).sqrt()

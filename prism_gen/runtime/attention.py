@@ -1,0 +1,185 @@
+"""PrismAttention: one layer's block-sparse prefill attention. Resolve once, launch many.
+
+Owns the public call: arguments checked, thresholds on the device, stages chained, statistics made. Must not know how a
+stage computes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from prism_gen.model import ModelSpec
+from prism_gen.runtime.backend import Pooled
+from prism_gen.runtime.checks import (
+    EXACT_DTYPES,
+    TORCH_DTYPES,
+    TensorRules,
+    check_qkv,
+    check_scale,
+    check_selection,
+)
+from prism_gen.runtime.connect import check_layer, choose_block_size, connect, find_model, open_bundle
+from prism_gen.runtime.grid import BlockGrid
+from prism_gen.runtime.load import Bundle
+from prism_gen.runtime.results import Output, Stats
+from prism_gen.runtime.selection import Selection
+from prism_gen.runtime.thresholds import ThresholdLike, Thresholds, make_thresholds
+
+
+class PrismAttention:
+    """Block-sparse prefill attention of one layer of a model, from a bundle of kernels or in plain torch.
+
+    Everything that can fail for reasons other than the tensors fails here. Calls launch on torch's current stream,
+    never synchronise, and may be captured into a CUDA graph.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | str | Path | None,
+        model: ModelSpec | str | Path | None = None,
+        layer: int = 0,
+        *,
+        block_size: tuple[int, int] | None = None,
+        backend: str = "cuda",
+        device: torch.device | str | int | None = None,
+        high_threshold: ThresholdLike | None = None,
+        low_threshold: ThresholdLike | None = None,
+    ) -> None:
+        """Resolves the kernels.
+
+        bundle: None only for backend "reference" with a model. model: a name in the bundle (None: its only model), a
+        ModelSpec, or the path of a config.json. block_size: (q, k) tokens, default the model's first. device: for
+        "cuda", default the current one. thresholds: one number or one per q head, in (0, 1]; default the model's.
+        Raises: BundleError, ConfigError, UnsupportedError, ResolveError, DeviceError, TensorError.
+        """
+        opened = open_bundle(bundle)
+        subject = find_model(opened, model)
+        self.model = subject.model
+        self.layer = layer
+        check_layer(self.model, layer)
+        self.block_size = choose_block_size(self.model, block_size)
+        connection = connect(backend, bundle=opened, subject=subject, block_size=self.block_size, device=device)
+        self.backend, self.device, self.resolutions = connection
+        own_dtype = TORCH_DTYPES[self.model.dtype]
+        self._rules = TensorRules(
+            num_q_heads=self.model.num_q_heads,
+            num_kv_heads=self.model.num_kv_heads,
+            head_dim=self.model.head_dim,
+            dtypes=(own_dtype,) if self.device else (*TORCH_DTYPES.values(), *EXACT_DTYPES),
+            device=self.device,
+        )
+        self._default_scale = self.model.softmax_scale or self.model.head_dim**-0.5
+        self.thresholds = self.make_thresholds(high_threshold, low_threshold)
+
+    def make_thresholds(self, high: ThresholdLike | None = None, low: ThresholdLike | None = None) -> Thresholds:
+        """Checked thresholds on the device, for calls that use others than the defaults.
+
+        high, low: one number or one per q head (of the model or of a shard), in (0, 1]; None takes the model's.
+        Synchronises, so make them before capturing a graph. Raises: TensorError for NaN, out of range or a wrong
+        length.
+        """
+        selection = self.model.selection
+        return make_thresholds(
+            selection.high_freq_threshold if high is None else high,
+            selection.low_freq_threshold if low is None else low,
+            self.model.num_q_heads,
+            self.device,
+        )
+
+    @overload
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        softmax_scale: float | None = None,
+        thresholds: Thresholds | None = None,
+        return_lse: Literal[False] = False,
+        return_stats: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        softmax_scale: float | None = None,
+        thresholds: Thresholds | None = None,
+        return_lse: bool = False,
+        return_stats: bool = False,
+    ) -> Tensor | Output: ...
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        softmax_scale: float | None = None,
+        thresholds: Thresholds | None = None,
+        return_lse: bool = False,
+        return_stats: bool = False,
+    ) -> Tensor | Output:
+        """Selects blocks and attends to them: out like q, or Output where lse or statistics are asked for.
+
+        q: [batch, seqlen_q, num_q_heads, head_dim]; k, v: [batch, seqlen_k, num_kv_heads, head_dim]; post-RoPE, the
+        model's dtype (the reference takes any float dtype), seqlen_q <= seqlen_k, last dim contiguous; the heads may be
+        one tensor-parallel shard. softmax_scale: default the model's.
+        Raises: TensorError, DeviceError.
+        """
+        check_qkv(q, k, v, self._rules, self.block_size)
+        scale = self._scale(softmax_scale)
+        selection = self.select(self._pool(q, k), thresholds=thresholds)
+        out, lse = self.backend.attend(q, k, v, selection, softmax_scale=scale, return_lse=return_lse)
+        if not (return_lse or return_stats):
+            return out
+        return Output(out, lse, Stats.of(selection) if return_stats else None)
+
+    def pool(self, q: Tensor, k: Tensor) -> Pooled:
+        """Stage 1 alone: block means and energies. Raises: TensorError, DeviceError."""
+        check_qkv(q, k, None, self._rules, self.block_size)
+        return self._pool(q, k)
+
+    def select(self, pooled: Pooled, *, thresholds: Thresholds | None = None, with_probs: bool = False) -> Selection:
+        """Stage 2 alone. with_probs: also the fixed-point probabilities of the cut. Raises: TensorError."""
+        chosen = self.thresholds if thresholds is None else thresholds
+        rows = chosen.rows(pooled.q_mean.shape[1], pooled.q_mean.device)
+        return self.backend.select(pooled, rows, with_probs=with_probs)
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        selection: Selection,
+        *,
+        softmax_scale: float | None = None,
+        return_lse: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Stage 3 alone, on a selection of select, Selection.from_mask, or Selection.all_visible (dense attention).
+
+        Raises: TensorError, DeviceError.
+        """
+        grid = check_qkv(q, k, v, self._rules, self.block_size)
+        check_selection(selection, q, grid)
+        scale = self._scale(softmax_scale)
+        return self.backend.attend(q, k, v, selection, softmax_scale=scale, return_lse=return_lse)
+
+    def grid(self, q: Tensor, k: Tensor) -> BlockGrid:
+        """The block grid of a call with these tensors. Raises: TensorError, DeviceError."""
+        return check_qkv(q, k, None, self._rules, self.block_size)
+
+    def _pool(self, q: Tensor, k: Tensor) -> Pooled:
+        q_mean, q_energy = self.backend.pool(q, self.block_size[0])
+        k_mean, k_energy = self.backend.pool(k, self.block_size[1])
+        return Pooled(q_mean, k_mean, q_energy, k_energy, BlockGrid(q.shape[1], k.shape[1], *self.block_size))
+
+    def _scale(self, softmax_scale: float | None) -> float:
+        return self._default_scale if softmax_scale is None else check_scale(softmax_scale)

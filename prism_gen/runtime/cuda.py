@@ -1,0 +1,126 @@
+"""The compiled kernels as a Backend: allocates outputs, keeps workspaces, launches on the current stream.
+
+Owns the calling convention of templates/README.md. Never synchronises. Must not check user input (checks.py) or choose
+kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prism_gen.runtime.backend import Pooled
+from prism_gen.runtime.grid import BlockGrid
+from prism_gen.runtime.selection import Selection
+
+
+class Workspace:
+    """Device memory that launches on one stream share, one set per (device, stream).
+
+    Stream order makes sharing safe. While a CUDA graph is being captured nothing is shared or kept: a graph replays on
+    any stream and beside eager launches, so it owns its memory, and its zero-filling is part of it.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, int, str], Tensor] = {}
+
+    def tile_counter(self, device: torch.device) -> Tensor:
+        """int32 [1], zero; every launch that uses it leaves it zero."""
+        return self._get("tile_counter", device, 1, lambda n: torch.zeros(n, dtype=torch.int32, device=device))
+
+    def scratch(self, device: torch.device, num_floats: int) -> Tensor:
+        """fp32 [num_floats], of any content."""
+        kept = self._get("scratch", device, num_floats, lambda n: torch.empty(n, dtype=torch.float32, device=device))
+        return kept[:num_floats]
+
+    def _get(self, name: str, device: torch.device, size: int, make: Callable[[int], Tensor]) -> Tensor:
+        if torch.cuda.is_current_stream_capturing():
+            return make(size)
+        key = (device.index, torch.cuda.current_stream(device).cuda_stream, name)
+        kept = self._kept.get(key)
+        if kept is None or kept.numel() < size:
+            kept = self._kept[key] = make(size)
+        return kept
+
+
+WORKSPACE = Workspace()  # one for the process: the layers of a model run in stream order and need one set
+
+
+class CudaBackend:
+    """Launches the kernels that resolve.py chose."""
+
+    name = "cuda"
+
+    def __init__(
+        self, *, pools: Mapping[int, Any], select: Any, attend: Any, force_sink: bool, force_recent: bool
+    ) -> None:
+        """Binds the exported functions once. pools: block size in tokens -> module; select, attend: modules."""
+        self._pools = {block_size: module.get_function("pool") for block_size, module in pools.items()}
+        self._select = select.get_function("select")
+        self._scratch_floats = select.get_function("scratch_floats")
+        self._attend = attend.get_function("attend")
+        self._force = (int(force_sink), int(force_recent))
+
+    def pool(self, x: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+        """See Backend.pool."""
+        batch, seqlen, num_heads, head_dim = x.shape
+        num_blocks = -(-seqlen // block_size)
+        mean = torch.empty(batch, num_heads, num_blocks, head_dim, dtype=torch.float32, device=x.device)
+        energy = torch.empty(batch, num_heads, num_blocks, 3, dtype=torch.float32, device=x.device)
+        self._pools[block_size](x, mean, energy)
+        return mean, energy
+
+    def select(self, pooled: Pooled, thresholds: Tensor, *, with_probs: bool) -> Selection:
+        """See Backend.select. What follows a row's block_counts in block_indices is not written."""
+        q_mean, k_mean, q_energy, k_energy, grid = pooled
+        batch, num_heads, num_q_blocks, num_k_blocks = *q_mean.shape[:3], k_mean.shape[2]
+        device = q_mean.device
+        shape = (batch, num_heads, num_q_blocks)
+        indices = torch.empty(*shape, num_k_blocks, dtype=torch.int32, device=device)
+        counts = torch.empty(shape, dtype=torch.int32, device=device)
+        probs = None
+        if with_probs:
+            probs = torch.empty(batch, num_heads, 2, num_q_blocks, num_k_blocks, dtype=torch.int32, device=device)
+        num_floats = self._scratch_floats(*shape, num_k_blocks)
+        scratch = WORKSPACE.scratch(device, num_floats) if num_floats else None
+        self._select(
+            q_mean,
+            k_mean,
+            q_energy,
+            k_energy,
+            thresholds,
+            *_sizes(grid),
+            *self._force,
+            indices,
+            counts,
+            probs,
+            scratch,
+        )
+        return Selection(indices, counts, grid, probs)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, selection: Selection, *, softmax_scale: float, return_lse: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """See Backend.attend. out is contiguous whatever the strides of q."""
+        batch, seqlen_q, num_heads, _ = q.shape
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        lse = torch.empty(batch, num_heads, seqlen_q, dtype=torch.float32, device=q.device) if return_lse else None
+        self._attend(
+            q,
+            k,
+            v,
+            out,
+            lse,
+            selection.block_indices,
+            selection.block_counts,
+            softmax_scale,
+            WORKSPACE.tile_counter(q.device),
+        )
+        return out, lse
+
+
+def _sizes(grid: BlockGrid) -> tuple[int, int, int, int]:
+    return grid.block_size_q, grid.block_size_k, grid.seqlen_q, grid.seqlen_k

@@ -1,0 +1,90 @@
+"""Thresholds of the two bands: numbers from a caller to one checked fp32 tensor on the device.
+
+Owns their range and layout. Must not know models or kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prism_gen.errors import TensorError
+
+ThresholdLike = float | Sequence[float] | Tensor
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Checked thresholds; made by PrismAttention.make_thresholds.
+
+    values: fp32 [num_heads, 2] (high, low). uniform: all heads share one pair, so any shard of the heads may use it.
+    """
+
+    values: Tensor
+    uniform: bool
+
+    def rows(self, num_q_heads: int, device: torch.device) -> Tensor:
+        """fp32 [num_q_heads, 2] on `device`, without a copy where they are there already.
+
+        Raises: TensorError where thresholds per head were made for another number of heads.
+        """
+        if not self.uniform and len(self.values) != num_q_heads:
+            raise TensorError(
+                f"thresholds for {len(self.values)} heads, q has {num_q_heads}",
+                exists="one pair for all heads, or one per q head of this call",
+                fix="make_thresholds with the values of this shard's heads",
+            )
+        return self.values[:num_q_heads].to(device)
+
+
+def make_thresholds(
+    high: ThresholdLike, low: ThresholdLike, num_q_heads: int, device: torch.device | None
+) -> Thresholds:
+    """Checks and places them. high, low: see threshold_column. device: None leaves them on the CPU.
+
+    Raises: TensorError for NaN, a value out of range, or lengths that do not fit.
+    """
+    columns = [threshold_column(f"{z}_threshold", x, num_q_heads) for z, x in (("high", high), ("low", low))]
+    rows = max(map(len, columns))
+    if any(len(column) not in (1, rows) for column in columns):
+        raise TensorError(
+            f"high_threshold has {len(columns[0])} values, low_threshold {len(columns[1])}",
+            exists="one value, or one per q head, as many in both",
+            fix="give both the same length",
+        )
+    uniform = rows == 1
+    repeats = num_q_heads if uniform else rows
+    values = torch.tensor([c * repeats if len(c) == 1 else c for c in columns], dtype=torch.float32).T.contiguous()
+    return Thresholds(values if device is None else values.to(device), uniform)
+
+
+def threshold_column(name: str, value: ThresholdLike, num_q_heads: int) -> list[float]:
+    """One band's thresholds as host numbers: one for all heads, or one per head.
+
+    value: in (0, 1]; a number, a sequence or a tensor whose length divides num_q_heads (a tensor-parallel shard).
+    Raises: TensorError for NaN, values out of range, or another length.
+    """
+    if isinstance(value, Tensor):
+        numbers = [float(x) for x in value.detach().flatten().tolist()]
+    elif isinstance(value, Sequence):
+        numbers = [float(x) for x in value]
+    else:
+        numbers = [float(value)]
+    if not numbers or num_q_heads % len(numbers):
+        raise TensorError(
+            f"{name} has {len(numbers)} values",
+            exists=f"one value, or one per q head ({num_q_heads})",
+            fix="give either",
+        )
+    for head, number in enumerate(numbers):
+        if not 0.0 < number <= 1.0:  # also refuses NaN
+            where = f" for head {head}" if len(numbers) > 1 else ""
+            raise TensorError(
+                f"{name} is {number}{where}",
+                exists="a cumulative probability in (0, 1]; 1 selects every visible block",
+                fix="the paper uses 0.95 for Llama and 0.93 for Qwen",
+            )
+    return numbers
