@@ -155,6 +155,12 @@ def test_spectrum_reduces_to_the_papers_split(rope: RopeSpec, block_size: int) -
     assert (len(spectrum.high_dims), len(spectrum.low_dims)) == (64, 96)
 
 
+@pytest.mark.parametrize(("block_size", "widths"), [(64, (32, 48)), (128, (48, 32))])
+def test_spectrum_of_a_small_theta_needs_more_high_dims(block_size: int, widths: tuple[int, int]) -> None:
+    split = bands(SMOLLM2, 64, SelectionSpec(bands="spectrum"), block_size)
+    assert (len(split.high_dims), len(split.low_dims)) == widths
+
+
 def test_spectrum_follows_the_block_size() -> None:
     widths = {b: bands(QWEN3, 128, SelectionSpec(bands="spectrum"), b) for b in (16, 128, 1024)}
     assert len(widths[16].low_dims) > len(widths[128].low_dims) > len(widths[1024].low_dims)
