@@ -60,6 +60,8 @@ struct PoolKernel {
     alignas(16) float partial[kWarps][kHeadDim];
   };
 
+  // A lane's dims of a mean, stored as one vector.
+  struct alignas(kLaneDims * sizeof(float)) Vector : cute::array<float, kLaneDims> {};
   using Accumulator = cute::array<float, kChunkDims>;
 
   CUTE_DEVICE static void add(Accumulator& sum, uint4 const& raw) {
@@ -132,20 +134,21 @@ struct PoolKernel {
   // One warp: adds the warps' sums in order, divides, writes the mean and its energies.
   CUTE_DEVICE static void finish(SharedStorage const& shared, int lane, float valid, float* mean, float* energy) {
     int const first_dim = lane * kLaneDims;
-    cute::array<float, kLaneDims> value;
+    Vector value;
     cute::fill(value, 0.f);
     CUTE_UNROLL
     for (int w = 0; w < kWarps; ++w) {
       CUTE_UNROLL
       for (int i = 0; i < kLaneDims; ++i) value[i] += shared.partial[w][first_dim + i];
     }
+    float const inverse = __frcp_rn(valid);  // exact for a full block: a power of two
     float all = 0.f;
     CUTE_UNROLL
     for (int i = 0; i < kLaneDims; ++i) {
-      value[i] = __fdiv_rn(value[i], valid);
+      value[i] *= inverse;
       all += value[i] * value[i];
-      mean[first_dim + i] = value[i];
     }
+    *reinterpret_cast<Vector*>(mean + first_dim) = value;
     int const chunk = first_dim / kChunkDims;  // kLaneDims divides kChunkDims: a lane lies in one chunk
     float const high = warp_sum(High::contains(chunk) ? all : 0.f);
     float const low = warp_sum(Low::contains(chunk) ? all : 0.f);
