@@ -89,13 +89,15 @@ class Consumer {
     int held_slot = kNoSlot;  // V slot of a product that may still run
     Step step{0};
     bool first = true;
+    clear(tSrS);
     do {
       int const k_slot = next_slot();
       int const v_slot = first ? kNoSlot : next_slot();
       step = wait_step(k_slot);
       bool const selected = step.selected_by(warp_group_);
-      if (pending) settle(held_slot, rescale, softmax, tSrS, tOrP, tOrO);
+      settle(held_slot, rescale, softmax, tSrS, tOrP, tOrO);  // also with nothing pending: ptxas wants one wait on every path
       held_slot = kNoSlot;
+      rescale = false;
       if (selected && pending) {
         rescale = overlap(k_slot, v_slot, step, softmax, tSrS, tOrP, tOrO);
         held_slot = v_slot;
@@ -108,12 +110,9 @@ class Consumer {
       pending = selected;
       first = false;
     } while (!step.last());
-    if (pending) {
-      settle(held_slot, rescale, softmax, tSrS, tOrP, tOrO);
-      finish(next_slot(), tOrP, tOrO);
-    } else {
-      skip(next_slot());
-    }
+    settle(held_slot, rescale, softmax, tSrS, tOrP, tOrO);
+    if (pending) finish(next_slot(), tOrP, tOrO);
+    else skip(next_slot());
   }
 
   // S = softmax numerators of one block, alone. Returns whether O must be rescaled.

@@ -28,10 +28,12 @@ struct Traits {
   static_assert(kLists == 1 || kLists == kWarpGroups, "a warp group walks one list");
 
   static constexpr int kThreads = 128 * (1 + kWarpGroups);
-  // 64 K registers an SM: 128 threads of loader at 32 and 256 of consumers at 240 fill them exactly.
-  static constexpr int kProducerRegisters = 32;
+  // setmaxnreg moves registers inside what the CTA got at launch: 65536 / 384 threads, rounded down to a multiple of 8. Asking
+  // for one more than that pool holds never returns.
+  static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
+  static constexpr int kProducerRegisters = 24;
   static constexpr int kConsumerRegisters = 240;
-  static_assert(kWarpGroups == 2, "the register split above is for two consumer warp groups");
+  static_assert(kProducerRegisters + kWarpGroups * kConsumerRegisters <= (1 + kWarpGroups) * kLaunchRegisters);
 
   using HeadDim = Int<kHeadDim>;
   using TileN = Int<kTileN>;
