@@ -1,0 +1,284 @@
+"""Bundles and the cache behind them: what a change rebuilds, what is shared, what is left after a failure."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from prism_gen import __version__, fingerprint
+from prism_gen import build as build_module
+from prism_gen.build import build
+from prism_gen.compile import Compiler, Event
+from prism_gen.errors import BundleError, CompileError, ConfigError, RenderError
+from prism_gen.files import sha256, write_atomic
+from prism_gen.manifest import MANIFEST_NAME, read_manifest
+from prism_gen.model import SelectionSpec
+
+PAIRS = ((128, 128), (128, 64))
+
+
+@pytest.fixture
+def run_build(fake, templates, tmp_path):
+    """Build models with the pretended compiler; returns the manifest."""
+
+    def run(*models, out="bundle", toolchain=None, jobs=2):
+        return build(
+            models,
+            archs=["sm90"],
+            out=tmp_path / out,
+            cache=tmp_path / "cache",
+            toolchain=toolchain or fake.toolchain(),
+            jobs=jobs,
+            report=lambda event: None,
+            root=templates,
+        )
+
+    return run
+
+
+def _tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _families(calls) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name, times in calls.items():
+        counts[name.split("-")[0]] = counts.get(name.split("-")[0], 0) + times
+    return counts
+
+
+def test_bundle_holds_what_its_manifest_names(run_build, make_model, tmp_path):
+    manifest = run_build(make_model(block_sizes=PAIRS))
+    bundle = tmp_path / "bundle"
+    named = {path for entry in manifest.kernels for path in (entry.file, entry.source, entry.log)}
+    assert set(_tree(bundle)) == named | {MANIFEST_NAME, ".lock"}
+    assert len(manifest.kernels) == 5
+    assert read_manifest(bundle) == manifest
+    assert manifest.generator == __version__
+    for entry in manifest.kernels:
+        assert entry.spec.to_json() in (bundle / entry.source).read_text()
+
+
+def test_unchanged_second_build_compiles_nothing_and_keeps_every_byte(run_build, make_model, fake, tmp_path):
+    run_build(make_model())
+    before = _tree(tmp_path / "bundle")
+    fake.reset()
+    run_build(make_model())
+    assert not fake.calls()
+    assert _tree(tmp_path / "bundle") == before
+
+
+def test_second_bundle_takes_kernels_from_the_cache(run_build, make_model, fake):
+    run_build(make_model())
+    fake.reset()
+    run_build(make_model(name="other", num_q_heads=32), out="second")
+    assert not fake.calls()
+
+
+def test_kernel_of_two_models_is_compiled_and_listed_once(run_build, make_model, fake):
+    manifest = run_build(make_model(), make_model(name="other", num_q_heads=32, block_sizes=PAIRS))
+    assert [model.name for model in manifest.models] == ["tiny", "other"]
+    assert len({entry.key for entry in manifest.kernels}) == len(manifest.kernels) == 5
+    assert set(fake.calls().values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("changed", "rebuilt"),
+    [
+        ("attend/attend.cu.jinja", {"attend": 2}),
+        ("pool/kernel.h", {"pool": 2}),
+        ("shared/common.h", {"pool": 2, "select": 1, "attend": 2}),
+    ],
+)
+def test_changed_file_rebuilds_exactly_what_includes_it(run_build, make_model, fake, templates, changed, rebuilt):
+    model = make_model(block_sizes=PAIRS)
+    run_build(model)
+    fake.reset()
+    with (templates / changed).open("a") as file:
+        file.write("// changed\n")
+    run_build(model)
+    assert _families(fake.calls()) == rebuilt
+
+
+def test_touched_file_with_the_same_bytes_rebuilds_nothing(run_build, make_model, fake, templates):
+    run_build(make_model())
+    fake.reset()
+    (templates / "shared" / "common.h").touch()
+    run_build(make_model())
+    assert not fake.calls()
+
+
+@pytest.mark.parametrize("tool", ["nvcc", "g++", "cutlass", "tvm-ffi"])
+def test_changed_version_rebuilds_everything(run_build, make_model, fake, tool):
+    run_build(make_model())
+    fake.reset()
+    run_build(make_model(), toolchain=fake.toolchain(**{tool: "99.0"}))
+    assert _families(fake.calls()) == {"pool": 1, "select": 1, "attend": 1}
+
+
+def test_changed_flag_rebuilds_everything(run_build, make_model, fake, monkeypatch):
+    run_build(make_model())
+    fake.reset()
+    monkeypatch.setattr(fingerprint, "FLAGS", (*fingerprint.FLAGS, "-DEXTRA"))
+    run_build(make_model())
+    assert _families(fake.calls()) == {"pool": 1, "select": 1, "attend": 1}
+
+
+def test_changed_schedule_leaves_no_old_file(run_build, make_model, templates, tmp_path):
+    old = run_build(make_model())
+    with (templates / "attend" / "kernel.h").open("a") as file:
+        file.write("// changed\n")
+    new = run_build(make_model())
+    assert old.kernels[-1].file != new.kernels[-1].file
+    assert not (tmp_path / "bundle" / old.kernels[-1].file).exists()
+
+
+@pytest.mark.parametrize("where", ["bundle/lib", "cache"])
+def test_damaged_library_is_restored(run_build, make_model, tmp_path, where):
+    run_build(make_model())
+    before = _tree(tmp_path / "bundle")
+    for library in (tmp_path / where).rglob("*.so"):
+        library.write_bytes(b"damaged")
+    manifest = run_build(make_model())
+    assert set(_tree(tmp_path / "bundle")) == set(before)
+    for entry in manifest.kernels:
+        assert b"damaged" not in (tmp_path / "bundle" / entry.file).read_bytes()
+
+
+def test_changed_model_with_the_same_kernels_changes_only_the_manifest(run_build, make_model, tmp_path):
+    run_build(make_model())
+    before = _tree(tmp_path / "bundle")
+    run_build(make_model(selection=SelectionSpec(low_freq_threshold=0.5)))
+    after = _tree(tmp_path / "bundle")
+    assert [path for path in before if before[path] != after[path]] == [MANIFEST_NAME]
+
+
+def test_failed_build_keeps_the_old_bundle_and_says_where_to_look(run_build, make_model, templates, tmp_path):
+    run_build(make_model())
+    before = _tree(tmp_path / "bundle")
+    with (templates / "attend" / "attend.cu.jinja").open("a") as file:
+        file.write("BROKEN\n")
+    with pytest.raises(CompileError) as caught:
+        run_build(make_model())
+    assert _tree(tmp_path / "bundle") == before
+    words = str(caught.value)
+    assert 'error: identifier "BROKEN" is undefined' in words
+    assert "nvcc failed on attend-sm90-bf16-d128-b128x128" in words
+    fields = dict(line.strip().split(": ", 1) for line in words.splitlines() if line.startswith("  ") and ": " in line)
+    assert "BROKEN" in Path(fields["source"]).read_text()
+    assert "BROKEN" in Path(fields["log"]).read_text()
+    assert "-gencode=arch=compute_90a,code=sm_90a" in fields["command"]
+    assert not list((tmp_path / "cache").glob("*.tmp-*"))
+
+
+def test_failure_is_not_cached(run_build, make_model, templates):
+    template = templates / "pool" / "pool.cu.jinja"
+    good = template.read_text()
+    template.write_text(good + "BROKEN\n")
+    for _ in range(2):
+        with pytest.raises(CompileError):
+            run_build(make_model())
+    template.write_text(good)
+    run_build(make_model())
+
+
+def test_stale_scratch_of_a_dead_process_is_removed(run_build, make_model, tmp_path):
+    stale = tmp_path / "cache" / ("0" * 64 + ".tmp-dead")
+    stale.mkdir(parents=True)
+    (stale / "half.so").touch()
+    run_build(make_model())
+    assert not stale.exists()
+
+
+class _Killed(BaseException):
+    """Stands for the process being killed at one point."""
+
+
+def test_stopped_before_any_write_leaves_the_old_bundle(run_build, make_model, templates, tmp_path, monkeypatch):
+    old = run_build(make_model())
+    (templates / "shared" / "common.h").write_text("// changed\n")
+    writes = 3 * len(old.kernels) + 1  # library, source and log of each kernel; then the manifest
+    for survived in range(writes):
+        left = [survived]
+        torn = tmp_path / f"stopped-{survived}"
+        shutil.copytree(tmp_path / "bundle", torn)
+
+        def write(path: Path, data: bytes, left=left) -> None:
+            if left[0] == 0:
+                raise _Killed
+            left[0] -= 1
+            write_atomic(path, data)
+
+        monkeypatch.setattr(build_module, "write_atomic", write)
+        with pytest.raises(_Killed):
+            run_build(make_model(), out=torn.name)
+        assert read_manifest(torn) == old
+        for entry in old.kernels:
+            assert sha256(torn / entry.file) == entry.digest
+
+
+def test_unknown_constant_lists_those_that_exist(run_build, make_model, templates):
+    (templates / "pool" / "pool.cu.jinja").write_text("{{ warp_tiles }}")
+    with pytest.raises(RenderError, match=r"(?s)warp_tiles.*available: .*block_size.*families/pool\.py"):
+        run_build(make_model())
+
+
+def test_folder_with_other_files_is_refused(run_build, make_model, tmp_path):
+    (tmp_path / "bundle" / "lib").mkdir(parents=True)
+    (tmp_path / "bundle" / "lib" / "thesis.pdf").touch()
+    with pytest.raises(BundleError, match="holds other files"):
+        run_build(make_model())
+    assert (tmp_path / "bundle" / "lib" / "thesis.pdf").exists()
+
+
+def test_two_models_of_one_name_are_refused(run_build, make_model):
+    with pytest.raises(ConfigError, match="named 'tiny'"):
+        run_build(make_model(), make_model(num_q_heads=32))
+
+
+def test_events_name_each_kernel(fake, templates, make_model, tmp_path):
+    events: list[Event] = []
+    for _ in range(2):
+        build(
+            [make_model()],
+            archs=["sm90"],
+            out=tmp_path / "bundle",
+            cache=tmp_path / "cache",
+            toolchain=fake.toolchain(),
+            jobs=1,
+            report=events.append,
+            root=templates,
+        )
+    assert [event.kind for event in events] == ["plan", *["start", "done"] * 3, "plan", *["hit"] * 3]
+    assert {event.name.split("-")[0] for event in events if event.name} == {"pool", "select", "attend"}
+
+
+def test_command_takes_nothing_hidden_from_the_environment(fake, tmp_path, monkeypatch):
+    monkeypatch.setenv("NVCC_APPEND_FLAGS", "-G")
+    monkeypatch.setenv("CPLUS_INCLUDE_PATH", "/somewhere")
+    environment = fake.toolchain().environment(tmp_path)
+    assert not {"NVCC_APPEND_FLAGS", "CPLUS_INCLUDE_PATH"} & set(environment)
+    assert environment["TMPDIR"] == str(tmp_path)
+
+
+def test_header_closure_crosses_folders_and_stops_at_foreign_headers(templates):
+    found = fingerprint.header_closure('#include "pool/kernel.h"\n#  include <cute/tensor.hpp>\n', templates)
+    assert set(found) == {"pool/kernel.h", "shared/common.h"}
+
+
+def test_compile_all_keeps_the_order_of_its_sources(fake, templates, make_model, tmp_path):
+    from prism_gen.render import render
+    from prism_gen.specialize import specialize
+
+    tools = fake.toolchain()
+    sources = [
+        fingerprint.make_source(spec, render(spec, templates), root=templates, toolchain=tools)
+        for spec in specialize(make_model(block_sizes=PAIRS), ["sm90"])
+    ]
+    compiler = Compiler(toolchain=tools, cache=tmp_path / "cache", root=templates)
+    artifacts = compiler.compile_all(sources, jobs=4, report=lambda event: None)
+    assert [artifact.digest for artifact in artifacts] == [source.digest for source in sources]
+    assert msgspec.to_builtins(artifacts[0].figures)["registers"] == 32
