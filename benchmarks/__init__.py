@@ -1,0 +1,1 @@
+"""Benchmarks: masks, timing and optional peers. Not installed with the package."""

@@ -1,0 +1,1 @@
+"""Scripts for maintainers. Not installed with the package."""

@@ -1,0 +1,183 @@
+"""Kernels under check, each as its spec and a function with the raw signature of templates/README.md.
+
+Owns the two sources of kernels, a bundle and the plain-torch reference. Must not judge answers or make inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prism_gen import rope
+from prism_gen.families import AttendProblem, PoolProblem, SelectProblem
+from prism_gen.model import RopeSpec, SelectionSpec
+from prism_gen.runtime import reference
+from prism_gen.runtime.grid import BlockGrid
+from prism_gen.runtime.load import load_bundle
+from prism_gen.runtime.selection import Selection
+from prism_gen.schedules import kernel_spec
+from prism_gen.spec import KernelSpec
+
+TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# The head dims and block sizes the reference stands in for: a small set that still takes every code path of a check.
+REFERENCE_DTYPES = ("bf16", "fp16")
+REFERENCE_HEAD_DIM = 64
+REFERENCE_BLOCKS = ((128, 128), (128, 64), (64, 64))
+
+Launch = Callable[..., object]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel: its spec (family, problem, schedule), its raw export, and select's scratch_floats."""
+
+    spec: KernelSpec
+    launch: Launch
+    scratch_floats: Callable[..., int] | None = None
+
+    @property
+    def name(self) -> str:
+        """For people and records: family and problem."""
+        return f"{self.spec.family}-{self.spec.problem.label()}"
+
+    @property
+    def problem(self) -> Any:
+        """The spec's typed Problem."""
+        return self.spec.problem
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of q, k, v; select's means come from either, so it takes bf16 inputs."""
+        return TORCH_DTYPES[getattr(self.problem, "dtype", "bf16")]
+
+
+def of_family(kernels: list[Kernel], family: str) -> list[Kernel]:
+    """The kernels of one family, in the order given."""
+    return [kernel for kernel in kernels if kernel.spec.family == family]
+
+
+def bands_of(problem: PoolProblem | SelectProblem) -> rope.Bands:
+    """The two bands of a pool or select problem."""
+    return rope.Bands(problem.high_dims, problem.low_dims)
+
+
+def bundle_kernels(path: Path) -> list[Kernel]:
+    """Every kernel of a bundle, its libraries verified and opened.
+
+    Raises: BundleError as load_bundle and Bundle.module do.
+    """
+    bundle = load_bundle(path)
+    kernels = []
+    for entry in bundle.manifest.kernels:
+        module = bundle.module(entry)
+        scratch = module.get_function("scratch_floats") if entry.spec.family == "select" else None
+        kernels.append(Kernel(entry.spec, module.get_function(entry.spec.family), scratch))
+    return kernels
+
+
+def reference_kernels() -> list[Kernel]:
+    """The reference as kernels: every family, both dtypes, one head dim, three block shapes, on any device."""
+    split = rope.bands(RopeSpec(rotary_dim=REFERENCE_HEAD_DIM), REFERENCE_HEAD_DIM, SelectionSpec(), block_size=128)
+    high, low = split.high_dims, split.low_dims
+    pools = [
+        PoolProblem(dtype=dtype, head_dim=REFERENCE_HEAD_DIM, block_size=size, high_dims=high, low_dims=low)
+        for dtype in REFERENCE_DTYPES
+        for size in sorted({size for pair in REFERENCE_BLOCKS for size in pair})
+    ]
+    select = SelectProblem(head_dim=REFERENCE_HEAD_DIM, high_dims=high, low_dims=low)
+    attends = [
+        AttendProblem(dtype=dtype, head_dim=REFERENCE_HEAD_DIM, block_size_q=q, block_size_k=k)
+        for dtype in REFERENCE_DTYPES
+        for q, k in REFERENCE_BLOCKS
+    ]
+    return [
+        *(Kernel(kernel_spec("pool", "sm90", p), _ReferencePool(p)) for p in pools),
+        Kernel(kernel_spec("select", "sm90", select), _ReferenceSelect(select), lambda *_: 0),
+        *(Kernel(kernel_spec("attend", "sm90", p), _ReferenceAttend(p)) for p in attends),
+    ]
+
+
+class _ReferencePool:
+    """reference.pool behind pool's raw signature."""
+
+    def __init__(self, problem: PoolProblem) -> None:
+        self._problem = problem
+
+    def __call__(self, x: Tensor, mean: Tensor, energy: Tensor) -> None:
+        new_mean, new_energy = reference.pool(x, self._problem.block_size, bands_of(self._problem))
+        mean.copy_(new_mean)
+        energy.copy_(new_energy)
+
+
+class _ReferenceSelect:
+    """reference.select behind select's raw signature."""
+
+    def __init__(self, problem: SelectProblem) -> None:
+        self._problem = problem
+
+    def __call__(
+        self,
+        q_mean: Tensor,
+        k_mean: Tensor,
+        q_energy: Tensor,
+        k_energy: Tensor,
+        thresholds: Tensor,
+        block_size_q: int,
+        block_size_k: int,
+        seqlen_q: int,
+        seqlen_k: int,
+        force_sink: int,
+        force_recent: int,
+        block_indices: Tensor,
+        block_counts: Tensor,
+        probs: Tensor | None,
+        scratch: Tensor | None,
+    ) -> None:
+        chosen = reference.select(
+            q_mean,
+            k_mean,
+            q_energy,
+            k_energy,
+            thresholds,
+            bands=bands_of(self._problem),
+            grid=BlockGrid(seqlen_q, seqlen_k, block_size_q, block_size_k),
+            force_sink=bool(force_sink),
+            force_recent=bool(force_recent),
+        )
+        block_counts.copy_(chosen.block_counts)
+        width = chosen.block_indices.shape[-1]
+        used = torch.arange(width, device=block_counts.device) < block_counts[..., None]
+        block_indices[..., :width] = torch.where(used, chosen.block_indices, block_indices[..., :width])
+        if probs is not None and chosen.probs is not None:
+            probs.copy_(chosen.probs)
+
+
+class _ReferenceAttend:
+    """reference.attend behind attend's raw signature."""
+
+    def __init__(self, problem: AttendProblem) -> None:
+        self._problem = problem
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor | None,
+        block_indices: Tensor,
+        block_counts: Tensor,
+        softmax_scale: float,
+        tile_counter: Tensor,
+    ) -> None:
+        grid = BlockGrid(q.shape[1], k.shape[1], self._problem.block_size_q, self._problem.block_size_k)
+        selection = Selection(block_indices, block_counts, grid)
+        new_out, new_lse = reference.attend(q, k, v, selection, softmax_scale=softmax_scale)
+        out.copy_(new_out)
+        if lse is not None:
+            lse.copy_(new_lse)

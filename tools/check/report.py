@@ -1,0 +1,114 @@
+"""Findings of one case and the record of a whole section.
+
+Owns the JSON records and what is printed while a section runs. Must not know kernels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.timing import ceilings, emit
+
+# Sizes for a CPU, where the ceilings only have to exist for the figures that quote them.
+CPU_MATMUL, CPU_COPY_BYTES = 256, 1 << 20
+MAX_ERROR_CHARS = 400  # of an exception's text in a record
+
+
+class Findings:
+    """What one case showed: figures, and the requirements that did not hold."""
+
+    def __init__(self) -> None:
+        self.figures: dict[str, Any] = {}
+        self.problems: list[str] = []
+
+    def require(self, condition: bool, problem: str) -> None:
+        """Notes `problem` unless the condition holds."""
+        if not condition:
+            self.problems.append(problem)
+
+
+class DeviceLostError(RuntimeError):
+    """The CUDA context is unusable: every later case of this process would fail with the same error."""
+
+
+class Report:
+    """Writes one JSON line per case and prints one per group of cases; counts the records and the failures.
+
+    path: appended to. verbose: prints every record, not only failures and figures.
+    """
+
+    def __init__(self, section: str, path: Path, device: torch.device, *, verbose: bool = False) -> None:
+        self.section = section
+        self.device = device
+        self.failed = 0
+        self.written = 0
+        self._path = path
+        self._verbose = verbose
+
+    def add(self, what: str, case: str, *, ok: bool | None = None, show: bool = False, **figures: Any) -> None:
+        """One record. ok: None for a figure that is not judged. show: print it too; failures are always printed."""
+        record = {"section": self.section, "what": what, "case": case, "ok": ok, **figures}
+        self.failed += ok is False
+        self.written += 1
+        with self._path.open("a") as out:
+            emit(record, out=out, echo=show or self._verbose or ok is False)
+
+    def case(self, what: str, case: str, check: Callable[[], Findings], *, show: bool = False) -> Findings:
+        """Runs one check; an exception is a failure of this case alone, unless the device is lost.
+
+        Raises: DeviceLostError after a CUDA fault.
+        """
+        findings = Findings()
+        try:
+            findings = check()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        except Exception as error:  # every kind of failure of a case is a finding, and the next case must still run
+            findings.problems.append(f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS])
+        problems = {"problems": findings.problems} if findings.problems else {}
+        self.add(what, case, ok=not findings.problems, show=show, **findings.figures, **problems)
+        if any("CUDA error" in text or "CUDA driver error" in text for text in findings.problems):
+            raise DeviceLostError(f"{what} {case}: {findings.problems[0]}")
+        return findings
+
+
+class Group:
+    """Progress of the cases of one kernel: counts them and prints one line at the end."""
+
+    def __init__(self, report: Report, what: str) -> None:
+        self._report, self._what = report, what
+        self._start, self._before = time.monotonic(), report.failed
+        self._cases = 0
+        self._worst: dict[str, float] = {}
+
+    def case(self, name: str, check: Callable[[], Findings]) -> None:
+        """Runs one case and keeps the largest value of each of its figures."""
+        findings = self._report.case(self._what, name, check)
+        self._cases += 1
+        for key, value in findings.figures.items():
+            if isinstance(value, int | float):
+                self._worst[key] = max(value, self._worst.get(key, value))
+
+    def close(self) -> None:
+        """Prints the group's line."""
+        failed = self._report.failed - self._before
+        worst = ", ".join(f"{key} {value:.3g}" for key, value in sorted(self._worst.items()))
+        seconds = time.monotonic() - self._start
+        verdict = f"{failed} FAILED of {self._cases}" if failed else f"{self._cases} ok"
+        print(f"  {self._report.section} {self._what}: {verdict}; worst {worst}; {seconds:.1f} s", flush=True)
+
+
+def report_ceilings(report: Report) -> dict[str, float]:
+    """Takes the two ceilings of this process; returns {"tflops": ..., "tbps": ...}."""
+    on_gpu = report.device.type == "cuda"
+    rows = ceilings(report.device) if on_gpu else ceilings(report.device, size=CPU_MATMUL, copy_bytes=CPU_COPY_BYTES)
+    found: dict[str, float] = {}
+    for row in rows:
+        report.add("ceiling", row.pop("what"), show=True, **row)
+        found.update({key: row[key] for key in ("tflops", "tbps") if key in row})
+    return found

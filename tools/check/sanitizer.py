@@ -1,0 +1,78 @@
+"""compute-sanitizer over a few small cases: the section `sanitizer`, and what runs under it.
+
+Owns the tools, their command and the reading of their verdict. Must not judge numerics (the cases judge themselves).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+from tools.check.cases import SANITIZER_CASES
+from tools.check.kernels import Kernel, of_family
+from tools.check.numerics import check_attend, check_pool
+from tools.check.options import SANITIZED, Options
+from tools.check.report import Findings, Report
+from tools.check.select_cases import SANITIZER_SELECT_CASES
+from tools.check.selection import check_select
+
+TOOLS = ("memcheck", "racecheck")
+ERROR_EXIT = 86  # --error-exitcode: unlike any status of Python or of the check itself
+TAIL_LINES = 12  # of the tool's output, kept in a failure's record
+ENDED_WELL = 0.9  # of the section's time is given to the tools together, the rest to the report
+SUMMARY = re.compile(r"(ERROR SUMMARY|RACECHECK SUMMARY): (\d+)")
+
+
+def run_sanitized(kernels: list[Kernel], report: Report) -> None:
+    """The worker: every kernel on SANITIZER_CASES."""
+    for kernel in of_family(kernels, "pool"):
+        for case in SANITIZER_CASES:
+            report.case(kernel.name, str(case), partial(check_pool, kernel, case, report.device))
+    for kernel in of_family(kernels, "select"):
+        for select_case in SANITIZER_SELECT_CASES:
+            report.case(kernel.name, str(select_case), partial(check_select, kernel, select_case, report.device))
+    for kernel in of_family(kernels, "attend"):
+        for case in SANITIZER_CASES:
+            report.case(kernel.name, str(case), partial(check_attend, kernel, case, report.device))
+
+
+def check_tool(tool: str, executable: str, worker: list[str], timeout_s: float) -> Findings:
+    """Runs the worker under one tool; torch's caching allocator is off, so that every tensor has its own bounds."""
+    found = Findings()
+    command = [executable, "--tool", tool, "--error-exitcode", str(ERROR_EXIT), sys.executable, *worker]
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    try:
+        done = subprocess.run(
+            command, check=False, env=environment, text=True, timeout=timeout_s, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        found.require(False, f"{tool} took more than {timeout_s:.0f} s")
+        return found
+    summary = SUMMARY.search(done.stdout)
+    found.figures.update(exit_status=done.returncode, reported=int(summary.group(2)) if summary else -1)
+    found.require(summary is not None, f"{tool} printed no summary")
+    if done.returncode != 0 or found.figures["reported"] != 0:
+        found.require(False, "\n".join(done.stdout.splitlines()[-TAIL_LINES:]))
+    return found
+
+
+def run(script: Path, options: Options, report: Report, worker: list[str]) -> None:
+    """memcheck and racecheck of the worker, or a note where there is no GPU or no compute-sanitizer.
+
+    worker: this process's own arguments, without --worker.
+    """
+    executable = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+    if report.device.type != "cuda" or executable is None:
+        reason = "no GPU" if report.device.type != "cuda" else "compute-sanitizer is not on PATH"
+        report.add("compute-sanitizer", ",".join(TOOLS), show=True, skipped=reason)
+        return
+    arguments = [str(script), *worker, "--worker", SANITIZED]
+    for tool in TOOLS:
+        seconds = options.timeout * ENDED_WELL / len(TOOLS)
+        report.case("compute-sanitizer", tool, partial(check_tool, tool, executable, arguments, seconds), show=True)

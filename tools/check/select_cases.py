@@ -1,0 +1,116 @@
+"""The cases of the section `select`: shapes, scores, thresholds, and the block means that carry them.
+
+Owns which selection problems are tried. Must not judge answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from prism_gen.runtime.grid import BlockGrid
+
+Scores = Literal["flat", "peaked", "ties", "zero"]
+SCORES: tuple[Scores, ...] = ("flat", "peaked", "ties", "zero")
+PEAKED_RANK = 6  # directions that blocks share: makes a few keys matter to each query block
+
+
+@dataclass(frozen=True)
+class SelectCase:
+    """One selection problem. Lengths and block sizes in tokens; thresholds are drawn per head around `threshold`."""
+
+    seqlen_q: int
+    seqlen_k: int
+    block_size_q: int = 128
+    block_size_k: int = 128
+    num_q_heads: int = 4
+    num_kv_heads: int = 2
+    batch: int = 1
+    scores: Scores = "peaked"
+    threshold: float = 0.9
+    force_sink: bool = True
+    force_recent: bool = True
+
+    def __str__(self) -> str:
+        forced = f"s{int(self.force_sink)}r{int(self.force_recent)}"
+        shape = f"q{self.seqlen_q}k{self.seqlen_k}-{self.block_size_q}x{self.block_size_k}"
+        return (
+            f"{shape}-b{self.batch}-h{self.num_q_heads}:{self.num_kv_heads}-{self.scores}-t{self.threshold:g}-{forced}"
+        )
+
+    @property
+    def grid(self) -> BlockGrid:
+        """The case's block grid."""
+        return BlockGrid(self.seqlen_q, self.seqlen_k, self.block_size_q, self.block_size_k)
+
+    @property
+    def forced(self) -> dict[str, bool]:
+        """The reference's keyword arguments for sink and recent."""
+        return {"force_sink": self.force_sink, "force_recent": self.force_recent}
+
+    def thresholds(self, device: torch.device) -> Tensor:
+        """fp32 [num_q_heads, 2]: a different value for each head and band, all 1 where `threshold` is 1."""
+        steps = torch.linspace(0.6, 1.0, 2 * self.num_q_heads, device=device).reshape(2, -1).T
+        return (steps * self.threshold if self.threshold < 1.0 else torch.ones_like(steps)).contiguous()
+
+    def means(self, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Seeded q and k block means, fp32 [batch, heads, num_blocks, head_dim]."""
+        draw = torch.Generator(device=device).manual_seed(self.seqlen_k + self.num_q_heads)
+        shapes = ((self.num_q_heads, self.grid.num_q_blocks), (self.num_kv_heads, self.grid.num_k_blocks))
+        basis = torch.randn(PEAKED_RANK, head_dim, generator=draw, device=device)
+        means = []
+        for heads, blocks in shapes:
+            mean = torch.randn(self.batch, heads, blocks, head_dim, generator=draw, device=device)
+            if self.scores == "peaked":
+                weights = torch.randn(self.batch, heads, blocks, PEAKED_RANK, generator=draw, device=device)
+                mean = 0.2 * mean + weights @ basis
+            if self.scores == "ties":
+                mean = mean[:, :, :1].expand_as(mean).contiguous()
+            if self.scores == "zero":
+                mean = torch.zeros_like(mean)
+            means.append(mean)
+        return means[0], means[1]
+
+    def tokens(self, head_dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Seeded q and k [batch, seqlen, heads, head_dim]: this case's means, repeated, under noise."""
+        draw = torch.Generator(device=device).manual_seed(self.seqlen_q)
+        sizes = ((self.block_size_q, self.seqlen_q), (self.block_size_k, self.seqlen_k))
+        tokens = []
+        for mean, (block_size, seqlen) in zip(self.means(head_dim, device), sizes, strict=True):
+            spread = mean.repeat_interleave(block_size, 2)[:, :, :seqlen].transpose(1, 2)
+            tokens.append((spread + torch.randn(spread.shape, generator=draw, device=device)).to(dtype).contiguous())
+        return tokens[0], tokens[1]
+
+
+GROUPS = ((1, 1), (3, 1), (9, 3), (5, 1), (16, 2), (8, 8))
+FORCED = ((True, False), (False, True), (False, False))
+SELECT_CASES = (
+    *(SelectCase(n, n, batch=1 + n % 2) for n in (1, 17, 63, 128, 129, 300, 641)),
+    *(SelectCase(q, k, 128, 64) for q, k in ((129, 129), (64, 192), (100, 1000), (1, 2000), (1500, 1500))),
+    *(SelectCase(q, k, 64, 64, batch=2) for q, k in ((65, 65), (63, 64), (200, 1029), (1999, 1999))),
+    *(SelectCase(400, 900, num_q_heads=q, num_kv_heads=kv) for q, kv in GROUPS),
+    *(SelectCase(4096, 4096, scores=s) for s in SCORES),
+    *(SelectCase(2000, 2000, threshold=t) for t in (0.05, 0.5, 1.0)),
+    *(SelectCase(2000, 2300, scores="flat", force_sink=s, force_recent=r) for s, r in FORCED),
+    SelectCase(16384, 16384, 64, 64, num_q_heads=2, num_kv_heads=1, scores="flat"),
+    SelectCase(32768, 32768, 128, 64, num_q_heads=2, num_kv_heads=1),
+    # Rows of 8192 and 16384 key blocks: longer than shared memory holds, so that the scratch path runs.
+    SelectCase(300, 1 << 19, 64, 64, num_q_heads=2, num_kv_heads=1),
+    SelectCase(129, 1 << 20, 64, 64, num_q_heads=3, num_kv_heads=1, scores="flat"),
+)
+QUICK_SELECT_CASES = (SELECT_CASES[4], SELECT_CASES[9], SELECT_CASES[13], SelectCase(1000, 1000, scores="ties"))
+FUSED_CASES = (
+    SelectCase(129, 129),
+    SelectCase(300, 1000, 128, 64, batch=2),
+    SelectCase(1000, 1000, 64, 64),
+    SelectCase(4096, 4096, num_q_heads=8),
+    SelectCase(4096, 4096, 128, 64, num_q_heads=8, scores="flat"),
+    SelectCase(4096, 5000, 64, 64, num_q_heads=8, scores="flat"),
+)
+SANITIZER_SELECT_CASES = (
+    SelectCase(129, 300, num_q_heads=2, num_kv_heads=1),
+    SelectCase(65, 65, 64, 64, scores="ties"),
+)

@@ -1,0 +1,191 @@
+"""Selection: the cut-off on identical scores, and the whole path against float64: the section `select`.
+
+Owns what a right selection is. Must not know where kernels come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from prism_gen.rope import Bands
+from prism_gen.runtime import reference
+from prism_gen.runtime.grid import BlockGrid
+from prism_gen.runtime.selection import Selection, visible_blocks
+from tools.check import oracle
+from tools.check.buffers import GUARD_INT, Guarded, guarded
+from tools.check.kernels import Kernel, bands_of, of_family
+from tools.check.report import Findings, Group, Report
+from tools.check.select_cases import FUSED_CASES, QUICK_SELECT_CASES, SELECT_CASES, SelectCase
+
+PROBS_L1_TOLERANCE = 1e-4  # a row's sum of |p - exact|: fp32 logits of magnitude 20, ex2.approx, rounding to 2^-30
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Means and energies that select reads, in the order of its arguments."""
+
+    q_mean: Tensor
+    k_mean: Tensor
+    q_energy: Tensor
+    k_energy: Tensor
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.q_mean, self.k_mean, self.q_energy, self.k_energy))
+
+
+@dataclass(frozen=True)
+class Lists:
+    """select's outputs in guarded buffers."""
+
+    block_indices: Guarded
+    block_counts: Guarded
+    probs: Guarded | None
+
+    def mask(self, found: Findings, grid: BlockGrid) -> Tensor:
+        """The lists as a mask, after they proved safe to expand; notes every breach of the list format.
+
+        Raises: ValueError where the lists cannot be expanded.
+        """
+        counts, indices = self.block_counts.view, self.block_indices.view
+        if bool(((counts < 0) | (counts > grid.num_k_blocks)).any()):
+            raise ValueError(f"block_counts lie in {int(counts.min())}..{int(counts.max())}, of {grid.num_k_blocks}")
+        used = torch.arange(indices.shape[-1], device=indices.device) < counts[..., None]
+        listed = indices[used]
+        if listed.numel() and bool(((listed < 0) | (listed >= grid.num_k_blocks)).any()):
+            raise ValueError(f"block_indices lie in {int(listed.min())}..{int(listed.max())}, of {grid.num_k_blocks}")
+        rising = (indices[..., 1:] > indices[..., :-1]) | ~used[..., 1:]
+        found.require(bool(rising.all()), "block_indices do not rise")
+        found.require(bool((indices[~used] == GUARD_INT).all()), "wrote behind a row's count")
+        found.require(self.block_indices.intact() and self.block_counts.intact(), "wrote outside the lists")
+        found.require(self.probs is None or self.probs.intact(), "wrote outside probs")
+        return Selection(indices, counts, grid).block_mask()
+
+
+def launch_select(kernel: Kernel, case: SelectCase, scored: Scored, thresholds: Tensor, *, probs: bool) -> Lists:
+    """One launch into fresh guarded outputs."""
+    grid, device = case.grid, thresholds.device
+    rows = (case.batch, case.num_q_heads, grid.num_q_blocks)
+    lists = Lists(
+        guarded((*rows, grid.num_k_blocks), torch.int32, device),
+        guarded(rows, torch.int32, device),
+        guarded((*rows[:2], 2, *rows[2:], grid.num_k_blocks), torch.int32, device) if probs else None,
+    )
+    needed = kernel.scratch_floats(*rows, grid.num_k_blocks) if kernel.scratch_floats else 0
+    scratch = torch.full((needed,), float("nan"), device=device) if needed else None
+    lengths = (grid.block_size_q, grid.block_size_k, grid.seqlen_q, grid.seqlen_k)
+    forced = (int(case.force_sink), int(case.force_recent))
+    outputs = (lists.block_indices.view, lists.block_counts.view, lists.probs.view if lists.probs else None)
+    kernel.launch(*scored, thresholds, *lengths, *forced, *outputs, scratch)
+    return lists
+
+
+def check_select(kernel: Kernel, case: SelectCase, device: torch.device) -> Findings:
+    """select on given means: zero differing rows on its own scores, and every row explained against float64."""
+    found, bands = Findings(), bands_of(kernel.problem)
+    q_mean, k_mean = case.means(kernel.problem.head_dim, device)
+    scored = Scored(q_mean, k_mean, *(band_energy(mean, bands) for mean in (q_mean, k_mean)))
+    exact = Scored(*(t.double() for t in scored))
+    judge_select(found, kernel, case, scored, exact)
+    return found
+
+
+def band_energy(mean: Tensor, bands: Bands) -> Tensor:
+    """Energies that pool would have written beside `mean` [..., head_dim]: [..., 3]."""
+    square = mean * mean
+    dims = (torch.tensor(band, device=mean.device) for band in (bands.high_dims, bands.low_dims))
+    return torch.stack([*(square[..., band].sum(-1) for band in dims), square.sum(-1)], dim=-1)
+
+
+def judge_select(found: Findings, kernel: Kernel, case: SelectCase, scored: Scored, exact: Scored) -> None:
+    """Launches select on `scored` and judges it; `exact` holds the same means and energies in float64."""
+    grid, thresholds = case.grid, case.thresholds(scored.q_mean.device)
+    lists = launch_select(kernel, case, scored, thresholds, probs=True)
+    mask = lists.mask(found, grid)
+    if lists.probs is None:
+        raise ValueError("select was launched without probs")
+    probs = lists.probs.view
+    wanted = reference.select_from_fixed(probs, thresholds, grid, **case.forced).block_mask()
+    differing = int((wanted != mask).any(-1).sum())
+    found.figures["rows"] = mask[..., 0].numel()
+    found.figures["identical_scores_differing_rows"] = differing
+    found.require(differing == 0, f"{differing} rows differ from the reference on identical scores")
+    plain = launch_select(kernel, case, scored, thresholds, probs=False)
+    same = torch.equal(plain.mask(found, grid), mask)
+    found.require(same, "the lists change between two launches, or when probs is not asked for")
+    exact_probs = reference.band_probs(*exact, bands=bands_of(kernel.problem), grid=grid)
+    judge_fused(found, case, probs, mask, exact_probs)
+    found.figures["density"] = float(mask.sum()) / (case.batch * case.num_q_heads * grid.total_visible)
+
+
+def judge_fused(found: Findings, case: SelectCase, probs: Tensor, mask: Tensor, exact_probs: Tensor) -> None:
+    """Compares with float64: the scores, the rows that differ, and whether rounding of a cut-off explains each."""
+    grid, thresholds = case.grid, case.thresholds(mask.device)
+    visible = visible_blocks(grid, probs.device)
+    off = ((probs.double() / reference.FIXED_ONE - exact_probs) * visible).abs().sum(-1)
+    found.figures["probs_l1"] = oracle.max_abs(off)
+    found.require(found.figures["probs_l1"] <= PROBS_L1_TOLERANCE, f"probs are off by {found.figures['probs_l1']:.3g}")
+    exact_fixed = reference.to_fixed(exact_probs)
+    wanted = reference.select_from_fixed(exact_fixed, thresholds, grid, **case.forced)
+    differing = (wanted.block_mask() != mask).any(-1)
+    found.figures["float64_differing_rows"] = int(differing.sum())
+    chosen = reference.cut(probs, thresholds, grid)
+    unexplained = oracle.rows_off_the_cut(chosen, exact_probs, thresholds, grid).any(-2) & differing
+    found.figures["unexplained_rows"] = int(unexplained.sum())
+    found.require(not bool(unexplained.any()), "rows differ from float64 away from any cut-off")
+
+
+def check_fused(pools: tuple[Kernel, Kernel], select: Kernel, case: SelectCase, device: torch.device) -> Findings:
+    """pool of q and k, then select, against float64 from the tokens on. pools: q's and k's kernel."""
+    found, bands = Findings(), bands_of(select.problem)
+    tokens = case.tokens(select.problem.head_dim, pools[0].dtype, device)
+    pooled = [launch_pool(kernel, x) for kernel, x in zip(pools, tokens, strict=True)]
+    sizes = (case.block_size_q, case.block_size_k)
+    exact = [reference.pool(x.double(), size, bands) for x, size in zip(tokens, sizes, strict=True)]
+    scored, wanted = (Scored(q[0], k[0], q[1], k[1]) for q, k in (pooled, exact))
+    judge_select(found, select, case, scored, wanted)
+    return found
+
+
+def launch_pool(kernel: Kernel, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and energies of x [batch, seqlen, num_heads, head_dim] in fresh outputs."""
+    batch, seqlen, heads, head_dim = x.shape
+    blocks = -(-seqlen // kernel.problem.block_size)
+    mean = torch.full((batch, heads, blocks, head_dim), float("nan"), device=x.device)
+    energy = torch.full((batch, heads, blocks, 3), float("nan"), device=x.device)
+    kernel.launch(x, mean, energy)
+    return mean, energy
+
+
+def pool_pair(
+    kernels: list[Kernel], select: Kernel, block_sizes: tuple[int, int], dtype: torch.dtype
+) -> tuple[Kernel, Kernel] | None:
+    """The pool kernels of q and k for block_sizes (q, k tokens), with select's head dim and bands or None."""
+    wanted = (select.problem.head_dim, select.problem.high_dims, select.problem.low_dims)
+    pools = {
+        pool.problem.block_size: pool
+        for pool in of_family(kernels, "pool")
+        if pool.dtype == dtype and wanted == (pool.problem.head_dim, pool.problem.high_dims, pool.problem.low_dims)
+    }
+    q, k = pools.get(block_sizes[0]), pools.get(block_sizes[1])
+    return None if q is None or k is None else (q, k)
+
+
+def run(kernels: list[Kernel], report: Report, *, quick: bool) -> None:
+    """Every select kernel on given means, then pool and select together on tokens."""
+    for kernel in of_family(kernels, "select"):
+        group = Group(report, kernel.name)
+        for case in QUICK_SELECT_CASES if quick else SELECT_CASES:
+            group.case(str(case), partial(check_select, kernel, case, report.device))
+        group.close()
+        for dtype in sorted({pool.dtype for pool in of_family(kernels, "pool")}, key=str):
+            group = Group(report, f"{kernel.name}-from-{dtype}-tokens")
+            for case in FUSED_CASES[:2] if quick else FUSED_CASES:
+                pools = pool_pair(kernels, kernel, (case.block_size_q, case.block_size_k), dtype)
+                if pools is not None:
+                    group.case(str(case), partial(check_fused, pools, kernel, case, report.device))
+            group.close()

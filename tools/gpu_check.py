@@ -1,0 +1,146 @@
+"""One-shot check of the kernels of one or more bundles: right, repeatable, clean under compute-sanitizer, and how fast.
+
+    python tools/gpu_check.py --bundle generated/llama --out benchmarks/results/2026-11-23-h200-foundation.jsonl
+
+Each section runs in a process of its own under a watchdog, so that a hang or a CUDA fault costs that section alone.
+Every finding is one JSON line in --out; the failures are printed last, and the exit status is 1 if there is any.
+Owns the processes and the final table. Must not check anything itself (tools/check/ does).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # runs from a checkout, without installation
+
+import torch  # noqa: E402
+
+from benchmarks.timing import emit, environment  # noqa: E402
+from tools.check import attend_speed, build, graph, numerics, sanitizer, select_speed, selection  # noqa: E402
+from tools.check.kernels import Kernel, bundle_kernels, reference_kernels  # noqa: E402
+from tools.check.options import SANITIZED, Options, parse  # noqa: E402
+from tools.check.report import DeviceLostError, Report  # noqa: E402
+from tools.check.table import print_failures, print_table, read_records  # noqa: E402
+
+FIGURE_SECTIONS = ("attend_speed", "select_speed")
+# Sections that run an attend kernel behind its pool and select, whatever --only leaves out.
+PIPELINE_SECTIONS = ("graph", "select_speed")
+FAILED_STATUS = 3  # of a worker that ran to its end; 1 is what an uncaught Python exception leaves
+
+
+def load_kernels(options: Options) -> list[Kernel]:
+    """Every kernel under check, once each, narrowed by --only."""
+    if options.backend == "reference":
+        found = reference_kernels()
+    else:
+        found = [kernel for path in options.bundle for kernel in bundle_kernels(path)]
+    unique = {kernel.spec.key: kernel for kernel in found}
+    whole = options.worker in PIPELINE_SECTIONS
+    return [k for k in unique.values() if options.only in k.name or (whole and k.spec.family != "attend")]
+
+
+def choose_device(options: Options) -> torch.device:
+    """The GPU; a CPU only where the reference stands in and there is no GPU. Raises: SystemExit with the reason."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    if options.backend == "reference":
+        torch.set_num_threads(1)  # tensors are small, and the machine may be shared
+        return torch.device("cpu")
+    raise SystemExit("no GPU is visible to torch; --backend reference runs the check's own logic without one")
+
+
+def run_section(options: Options, arguments: list[str]) -> int:
+    """The worker: one section in this process. Returns the number of failures."""
+    section = options.worker
+    device = torch.device("cpu") if section == "build" else choose_device(options)
+    report = Report(section, options.out, device, verbose=options.verbose)
+    if section == "build":
+        build.run(options.bundle, report)
+        return report.failed
+    kernels = load_kernels(options)
+    try:
+        if section == "numerics":
+            numerics.run(kernels, report, quick=options.quick)
+        elif section == "select":
+            selection.run(kernels, report, quick=options.quick)
+        elif section == "graph":
+            graph.run(kernels, report, quick=options.quick)
+        elif section == "attend_speed":
+            attend_speed.run(kernels, report, options)
+        elif section == "select_speed":
+            select_speed.run(kernels, report, options)
+        elif section == "sanitizer":
+            sanitizer.run(Path(__file__).resolve(), options, report, arguments)
+        elif section == SANITIZED:
+            sanitizer.run_sanitized(kernels, report)
+    except DeviceLostError as lost:
+        print(f"  {section}: given up, the device is lost: {lost}", flush=True)
+    if not report.written:
+        nothing = {"skipped": f"no kernel named {options.only!r} here"} if options.only else {"problems": ["no kernel"]}
+        report.add("kernels", "any", ok=None if options.only else False, show=True, **nothing)
+    return report.failed
+
+
+def supervise(section: str, options: Options, arguments: list[str]) -> None:
+    """Runs one section in a child process; a crash or a time-out becomes a failing record of its own."""
+    start = time.monotonic()
+    print(f"== {section}", flush=True)
+    command = [sys.executable, str(Path(__file__).resolve()), *arguments, "--worker", section]
+    child = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    late = threading.Event()
+
+    def kill() -> None:
+        late.set()
+        os.killpg(child.pid, signal.SIGKILL)  # the session holds whatever the section itself started
+
+    watchdog = threading.Timer(options.timeout, kill)
+    watchdog.start()
+    try:
+        status = child.wait()
+    finally:
+        watchdog.cancel()
+    seconds = round(time.monotonic() - start, 1)
+    problem = ""
+    if late.is_set():
+        problem = f"killed after {seconds} s"
+    elif status not in (0, FAILED_STATUS):
+        problem = f"ended with status {status}, see what it printed"
+    record: dict[str, Any] = {"section": section, "what": "section", "case": "process", "ok": not problem}
+    with options.out.open("a") as out:
+        emit({**record, "seconds": seconds, **({"problems": [problem]} if problem else {})}, out=out)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the sections asked for; returns the exit status: 1 if anything failed."""
+    options = parse(arguments)
+    if options.worker:
+        return FAILED_STATUS if run_section(options, arguments_of_parent(arguments)) else 0
+    device = choose_device(options)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with options.out.open("w") as out:
+        emit({"section": "environment", **environment(device, commit=options.commit)}, out=out)
+    for section in options.sections:
+        if section == "build" and not options.bundle:
+            continue
+        supervise(section, options, [*arguments, "--out", str(options.out.resolve())])
+    records = read_records(options.out)
+    print_table([record for record in records if record["section"] in FIGURE_SECTIONS])
+    return int(print_failures(records) > 0)
+
+
+def arguments_of_parent(arguments: list[str]) -> list[str]:
+    """The command line without --worker and its value."""
+    at = arguments.index("--worker")
+    return arguments[:at] + arguments[at + 2 :]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
