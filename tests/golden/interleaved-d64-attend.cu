@@ -1,0 +1,15 @@
+// {"arch":"sm90","family":"attend","problem":{"block_size_k":64,"block_size_q":64,"dtype":"fp16","head_dim":64},"schedule":{"kv_stages":12,"tile_m":128}}
+#include "attend/attend.h"
+
+struct Config {
+  using Element = cutlass::half_t;
+  static constexpr int kHeadDim = 64;
+  static constexpr int kBlockSizeQ = 64;  // tokens
+  static constexpr int kBlockSizeK = 64;  // tokens
+  static constexpr int kTileM = 128;             // query rows of one CTA
+  static constexpr int kKvStages = 12;       // shared-memory slots, one K or V tile each
+  static constexpr int kSmemBytes = 133120;
+};
+
+constexpr char kSpec[] = R"spec({"arch":"sm90","family":"attend","problem":{"block_size_k":64,"block_size_q":64,"dtype":"fp16","head_dim":64},"schedule":{"kv_stages":12,"tile_m":128}})spec";
+PRISM_EXPORT_ATTEND(Config, kSpec)

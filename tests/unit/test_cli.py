@@ -1,0 +1,149 @@
+"""The command line: what it writes, what it says, and what it never imports."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIG = REPOSITORY / "tests" / "models" / "qwen3-8b.json"
+
+
+@pytest.fixture
+def prism(fake, tmp_path, monkeypatch):
+    """Run `python -m prism_gen` in an empty folder with the pretended compiler."""
+    monkeypatch.setenv("CUDA_HOME", str(fake.folder.parent))
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("PRISM_GEN_CACHE", raising=False)
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "prism_gen", *map(str, arguments)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+
+    return run
+
+
+def test_build_names_each_kernel_and_the_bundle(prism, tmp_path):
+    done = prism("build", "--model-config", CONFIG)
+    assert done.returncode == 0, done.stderr
+    (bundle,) = (path for path in (tmp_path / "generated").iterdir() if path.name != "cache")
+    assert (bundle / "manifest.json").is_file()
+    for family in ("pool", "select", "attend"):
+        assert f"compiling {family}-sm90-" in done.stdout
+    assert f"bundle generated/{bundle.name}: 3 kernels (3 compiled, 0 unchanged)" in done.stdout
+
+
+def test_unchanged_second_build_is_under_a_second_and_runs_no_tool(prism, fake):
+    arguments = ("build", "--model-config", CONFIG, "--block-size", "128x128,128x64,64x64", "--out", "b")
+    assert prism(*arguments).returncode == 0
+    fake.reset()
+    walls_s = []
+    for _ in range(3):
+        started = time.monotonic()
+        done = prism(*arguments)
+        walls_s.append(time.monotonic() - started)
+        assert "(0 compiled, 6 unchanged)" in done.stdout
+    assert not fake.calls()
+    assert min(walls_s) < 1.0
+
+
+def test_two_models_in_one_bundle_need_its_name(prism):
+    config = REPOSITORY / "tests" / "models" / "smollm2-135m-instruct.json"
+    done = prism("build", "-m", CONFIG, "-m", config)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "--out" in done.stderr
+    assert prism("build", "-m", CONFIG, "-m", config, "--out", "both").returncode == 0
+    names = {model["name"] for model in json.loads(prism("inspect", "both", "--json").stdout)["models"]}
+    assert len(names) == 2
+
+
+def test_options_reach_the_kernels(prism):
+    prism("build", "-m", CONFIG, "--block-size", "128x64", "--dtype", "fp16", "--out", "b")
+    names = [kernel["name"] for kernel in json.loads(prism("inspect", "b", "--json").stdout)["kernels"]]
+    assert [name.rsplit("-", 1)[0] for name in names] == [
+        "pool-sm90-fp16-d128-b128-h64-l96",
+        "pool-sm90-fp16-d128-b64-h64-l96",
+        "select-sm90-d128-h64-l96",
+        "attend-sm90-fp16-d128-b128x64",
+    ]
+
+
+def test_inspect_shows_kernels_and_tools(prism):
+    prism("build", "-m", CONFIG, "--out", "b")
+    shown = prism("inspect", "b").stdout
+    for words in ("b: 3 kernels", "32/8 heads of 128", "attend-sm90-bf16-d128-b128x128", "1 HGMMA", "nvcc 13.0.88"):
+        assert words in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("build", "-m", "absent.json"), "absent.json"),
+        (("build", "-m", CONFIG, "--block-size", "128y64"), "128y64"),
+        (("build", "-m", CONFIG, "--block-size", "256x256"), "prism_gen/schedules.py"),
+        (("build", "-m", CONFIG, "--arch", "sm80"), "no architecture 'sm80'"),
+        (("build", "-m", CONFIG, "--dtype", "fp8"), "no dtype 'fp8'"),
+        (("build", "-m", CONFIG, "--nvcc", "absent"), "not an executable"),
+        (("inspect", "absent"), "no readable manifest.json"),
+    ],
+    ids=["config", "block size text", "block size", "arch", "dtype", "nvcc", "bundle"],
+)
+def test_mistake_is_explained_without_a_traceback(prism, arguments, words):
+    done = prism(*arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_doctor_reports_each_part_and_fails_where_it_cannot_build(prism, monkeypatch):
+    healthy = prism("doctor")
+    assert healthy.returncode == 0
+    for part in ("nvcc", "g++", "cuobjdump", "CUTLASS headers", "tvm-ffi headers", "torch", "GPU"):
+        assert part in healthy.stdout
+    monkeypatch.setenv("NVCC_CCBIN", "no-such-compiler")
+    broken = prism("doctor")
+    assert broken.returncode == 1
+    assert "fix: install a C++17 compiler" in broken.stdout
+
+
+@pytest.mark.parametrize("command", ["build", "inspect", "explain", "doctor", "run"])
+def test_help_shows_an_example(prism, command):
+    done = prism(command, "--help")
+    assert f"python -m prism_gen {command}" in done.stdout
+
+
+def test_building_imports_neither_torch_nor_tvm_ffi(tmp_path, fake, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", str(fake.folder.parent))
+    program = (
+        "import sys; from prism_gen.cli import app\n"
+        f"app(['build', '-m', {str(CONFIG)!r}, '--out', 'b'], standalone_mode=False)\n"
+        "print(sorted({'torch', 'tvm_ffi', 'cutlass_library', 'matplotlib', 'numpy'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_terminated_build_kills_its_compilers_and_leaves_no_scratch(fake, tmp_path, monkeypatch):
+    fake.set(nap_s=60)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_HOME": str(fake.folder.parent)}
+    command = [sys.executable, "-m", "prism_gen", "build", "-m", str(CONFIG), "-j", "2"]
+    build = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    cache = tmp_path / "generated" / "cache"
+    deadline = time.monotonic() + 20
+    while len(list(cache.glob("*.tmp-*/*.so"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    build.terminate()
+    assert build.wait(timeout=20) == 128 + 15
+    assert not list(cache.glob("*.tmp-*"))
