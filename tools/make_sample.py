@@ -24,8 +24,9 @@ def main(source: Path, provenance: Path, out_dir: Path) -> None:
     """Writes NAME.safetensors and NAME.json into out_dir."""
     tensors = {name: x[:, :TOKENS].contiguous() for name, x in safetensors.torch.load_file(source).items()}
     target = out_dir / f"{NAME}.safetensors"
-    safetensors.torch.save_file(tensors, target)
     origin = json.loads(provenance.read_text())
+    safetensors.torch.save_file(tensors, target, metadata={"layer": str(LAYER), "model": origin["model"]})
+    target.chmod(0o644)
     record = {
         "model": origin["model"],
         "model_source": {"package": origin["package"], "gguf_sha256": origin["gguf_sha256"]},

@@ -72,7 +72,7 @@ class PrismAttention:
             dtypes=(own_dtype,) if self.device else (*TORCH_DTYPES.values(), *EXACT_DTYPES),
             device=self.device,
         )
-        self._default_scale = self.model.softmax_scale or self.model.head_dim**-0.5
+        self.softmax_scale = self.model.softmax_scale or self.model.head_dim**-0.5
         self.thresholds = self.make_thresholds(high_threshold, low_threshold)
 
     def make_thresholds(self, high: ThresholdLike | None = None, low: ThresholdLike | None = None) -> Thresholds:
@@ -182,4 +182,4 @@ class PrismAttention:
         return Pooled(q_mean, k_mean, q_energy, k_energy, BlockGrid(q.shape[1], k.shape[1], *self.block_size))
 
     def _scale(self, softmax_scale: float | None) -> float:
-        return self._default_scale if softmax_scale is None else check_scale(softmax_scale)
+        return self.softmax_scale if softmax_scale is None else check_scale(softmax_scale)

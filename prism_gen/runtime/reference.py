@@ -206,3 +206,25 @@ def _softmax_times(scores: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     total = weights.sum(dim=1, keepdim=True)
     out = (weights @ v) / torch.where(total == 0, 1.0, total)
     return out, (top + total.log()).squeeze(1)
+
+
+def block_mass(q: Tensor, k: Tensor, dense_lse: Tensor, grid: BlockGrid, *, softmax_scale: float) -> Tensor:
+    """Dense attention's probability on each key block, mean over the valid rows of each query block.
+
+    q, k as for attend. dense_lse: attend's lse with every visible block selected. Returns [batch, num_q_heads,
+    num_q_blocks, num_k_blocks] in the compute dtype; a row sums to 1.
+    """
+    batch, _, num_q_heads, _ = q.shape
+    dtype, group_size = compute_dtype(q), num_q_heads // k.shape[2]
+    mass = torch.zeros(batch, num_q_heads, grid.num_q_blocks, grid.num_k_blocks, dtype=dtype, device=q.device)
+    for b in range(batch):
+        for h in range(num_q_heads):
+            k_blocks = _token_blocks(k[b, :, h // group_size].to(dtype), grid)
+            for i in range(grid.num_q_blocks):
+                rows = slice(i * grid.block_size_q, (i + 1) * grid.block_size_q)
+                seen = torch.arange(grid.num_visible(i), device=q.device)
+                scores = q[b, rows, h].to(dtype) @ k_blocks[seen].flatten(0, 1).T * softmax_scale
+                _mask_after_boundary(scores, seen, grid.first_diagonal(i), rows.start, grid)
+                probs = (scores - dense_lse[b, h, rows, None]).exp()
+                mass[b, h, i, : len(seen)] = probs.reshape(len(scores), len(seen), -1).sum(-1).mean(0)
+    return mass
