@@ -46,7 +46,9 @@ def measure(spec: KernelSpec, ptxas_log: str, sass: str) -> Figures:
         registers=max(numbers(r"Used (\d+) registers"), default=0),
         static_smem_bytes=max(numbers(r"(\d+) bytes smem"), default=0),
         stack_bytes=max(numbers(r"(\d+) bytes stack frame"), default=0),
-        spill_bytes=sum(numbers(r"(\d+) bytes spill (?:stores|loads)")),
+        # Only in the properties of a function: -warn-spills says the same again.
+        spill_bytes=sum(numbers(r"stack frame, (\d+) bytes spill stores"))
+        + sum(numbers(r"stack frame, \d+ bytes spill stores, (\d+) bytes spill loads")),
         instructions={opcode: opcodes[opcode] for opcode in watched},
     )
 

@@ -8,7 +8,8 @@ import pytest
 from prism_gen.gates import Figures, failures, measure, smem_bytes
 from prism_gen.specialize import specialize
 
-PTXAS = """ptxas info    : Compiling entry function '_Z1gPfi' for 'sm_90a'
+PTXAS = """ptxas warning : Registers are spilled in function '_Z1gPfi', {stores} bytes spill stores, 8 bytes spill loads
+ptxas info    : Compiling entry function '_Z1gPfi' for 'sm_90a'
 ptxas info    : Function properties for _Z1gPfi
     {stack} bytes stack frame, {stores} bytes spill stores, 8 bytes spill loads
 ptxas info    : Used 168 registers, used 1 barriers, 1024 bytes smem
