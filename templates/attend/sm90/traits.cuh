@@ -31,8 +31,8 @@ struct Traits {
   // setmaxnreg moves registers inside what the CTA got at launch: 65536 / 384 threads, rounded down to a multiple of 8. Asking
   // for one more than that pool holds never returns.
   static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
-  static constexpr int kProducerRegisters = 24;
-  static constexpr int kConsumerRegisters = 240;
+  static constexpr int kProducerRegisters = 40;
+  static constexpr int kConsumerRegisters = 232;
   static_assert(kProducerRegisters + kWarpGroups * kConsumerRegisters <= (1 + kWarpGroups) * kLaunchRegisters);
 
   using HeadDim = Int<kHeadDim>;
