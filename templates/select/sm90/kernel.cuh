@@ -121,6 +121,7 @@ struct SelectKernel {
     }
   }
 
+  template <bool kInScratch>
   CUTE_DEVICE static void select_rows(SelectParams const& p, Tile const& tile, int band, float* scores,
                                       uint32_t* masks) {
     int const warp = cutlass::canonical_warp_idx_sync(), lane = threadIdx.x % kWarpSize;
@@ -134,7 +135,7 @@ struct SelectKernel {
         probs = p.probs + ((tile.q_row * 2 + band) * p.num_q_blocks + q_block) * int64_t(p.num_k_blocks);
         for (int column = num_visible + lane; column < p.num_k_blocks; column += kWarpSize) probs[column] = 0;
       }
-      if (num_visible <= RegisterRow::kMaxColumns) {
+      if (!kInScratch && num_visible <= RegisterRow::kMaxColumns) {  // same order of operations, so the same bits
         select_row(RegisterRow(row, num_visible, lane), num_visible, threshold, band == 0, mask, probs, lane);
       } else {
         select_row(MemoryRow(row, num_visible, lane), num_visible, threshold, band == 0, mask, probs, lane);
@@ -163,6 +164,7 @@ struct SelectKernel {
     }
   }
 
+  template <bool kInScratch>
   CUTE_DEVICE static void run_tile(SelectParams const& p, Tile const& tile, SharedStorage& shared, uint32_t* masks,
                                    float* scores) {
     int const warp = cutlass::canonical_warp_idx_sync();
@@ -187,7 +189,7 @@ struct SelectKernel {
         Scores<Low>::run(shared.q_low, k_mean, num_cols, shared.scale[band], scores, stride);
       }
       __syncthreads();
-      select_rows(p, tile, band, scores, masks);
+      select_rows<kInScratch>(p, tile, band, scores, masks);
       __syncthreads();  // the next scores overwrite these
     }
     emit_rows(p, tile, masks);  // a row's mask is read by the warp that wrote it
@@ -202,11 +204,11 @@ struct SelectKernel {
       int const num_tiles = p.batch * p.num_q_heads * num_row_tiles(p.num_q_blocks);
       #pragma unroll 1
       for (int index = blockIdx.x; index < num_tiles; index += gridDim.x) {
-        run_tile(p, tile_at(p, index), shared, masks, scores);
+        run_tile<kInScratch>(p, tile_at(p, index), shared, masks, scores);
       }
     } else {
       float* scores = reinterpret_cast<float*>(smem + sizeof(SharedStorage) + mask_bytes(p.num_k_blocks));
-      run_tile(p, tile_at(p, blockIdx.x), shared, masks, scores);
+      run_tile<kInScratch>(p, tile_at(p, blockIdx.x), shared, masks, scores);
     }
   }
 };

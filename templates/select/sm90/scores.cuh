@@ -36,13 +36,13 @@ struct ChunkPair {
   static constexpr int kSecond = Band::kChunks[2 * kPair + 1] * kChunkDims;
   static constexpr bool kAdjacent = kSecond == kFirst + kChunkDims;
 
-  // row: one block mean. t: the lane's place in its quad. Dims of k-step 0 in x, y; of k-step 1 in z, w.
+  // row: one block mean, moved on by 4 * t. t: the lane's place in its quad. Dims of k-step 0 in x, y; of k-step 1 in z, w.
   CUTE_DEVICE static float4 load(float const* row, int t) {
     if constexpr (kAdjacent) {
-      return __ldg(reinterpret_cast<float4 const*>(row + kFirst + 4 * t));
+      return __ldg(reinterpret_cast<float4 const*>(row + kFirst));
     } else {
-      float2 const a = __ldg(reinterpret_cast<float2 const*>(row + kFirst + 2 * t));
-      float2 const b = __ldg(reinterpret_cast<float2 const*>(row + kSecond + 2 * t));
+      float2 const a = __ldg(reinterpret_cast<float2 const*>(row - 2 * t + kFirst));
+      float2 const b = __ldg(reinterpret_cast<float2 const*>(row - 2 * t + kSecond));
       return make_float4(a.x, a.y, b.x, b.y);
     }
   }
@@ -68,8 +68,9 @@ struct QueryFragments {
         if ((int(pair) * kMTiles + m) % (kThreads / kWarpSize) != warp) continue;
         int const row = m * kMmaRows + lane / 4;
         using Pair = ChunkPair<Band, decltype(pair)::value>;
-        float4 const top = Pair::load(q_mean + min(row, num_rows - 1) * row_stride, lane % 4);
-        float4 const bottom = Pair::load(q_mean + min(row + 8, num_rows - 1) * row_stride, lane % 4);
+        float const* dims = q_mean + 4 * (lane % 4);
+        float4 const top = Pair::load(dims + min(row, num_rows - 1) * row_stride, lane % 4);
+        float4 const bottom = Pair::load(dims + min(row + 8, num_rows - 1) * row_stride, lane % 4);
         put(pair, 0, m, lane, make_float4(top.x, bottom.x, top.y, bottom.y));
         put(pair, 1, m, lane, make_float4(top.z, bottom.z, top.w, bottom.w));
       }
@@ -107,20 +108,18 @@ struct BandScores {
 
   CUTE_DEVICE static void accumulate(float (&acc)[kMTiles][kNTiles][4], Fragments const& q, float const* k_mean,
                                      int col, int num_cols, int lane) {
-    int rows[kNTiles];  // offsets, half the registers of pointers
-    float4 next[kNTiles];
+    float const* rows[kNTiles];
     CUTE_UNROLL
     for (int n = 0; n < kNTiles; ++n) {
-      rows[n] = min(col + n * kMmaCols + lane / 4, num_cols - 1) * kHeadDim;
-      next[n] = ChunkPair<Band, 0>::load(k_mean + rows[n], lane % 4);
+      rows[n] = k_mean + min(col + n * kMmaCols + lane / 4, num_cols - 1) * kHeadDim + 4 * (lane % 4);
+      asm("" : "+l"(rows[n]));  // one address and immediate offsets, where ptxas would make an address for every load
     }
     cute::for_each(cute::make_seq<kPairs>{}, [&](auto pair) {
       constexpr int kPair = decltype(pair)::value;
       float4 k[kNTiles];
       CUTE_UNROLL
       for (int n = 0; n < kNTiles; ++n) {
-        k[n] = next[n];
-        if constexpr (kPair + 1 < kPairs) next[n] = ChunkPair<Band, kPair + 1>::load(k_mean + rows[n], lane % 4);
+        k[n] = ChunkPair<Band, kPair>::load(rows[n], lane % 4);
       }
       CUTE_UNROLL
       for (int step = 0; step < 2; ++step) {
