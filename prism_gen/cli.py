@@ -57,12 +57,16 @@ Cache = Annotated[
 DEFAULT_CACHE = Path("generated/cache")
 
 
-def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+def _split(text: str, option: str) -> list[str]:
+    """Parts of a comma-separated option. Raises: ConfigError if there are none."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise ConfigError(f"{option} {text!r} names nothing", fix="leave the option out, or name at least one")
+    return parts
 
 
 def _models(paths: list[Path], block_size: str | None, dtype: str | None) -> list[ModelSpec]:
-    pairs = tuple(parse_block_size(part) for part in _split(block_size)) if block_size else None
+    pairs = tuple(parse_block_size(part) for part in _split(block_size, "--block-size")) if block_size else None
     return [load_model_config(path, block_sizes=pairs, dtype=dtype) for path in paths]
 
 
@@ -100,7 +104,7 @@ def build(
     with BuildProgress(console) as progress:
         manifest = build_bundle(
             models,
-            archs=_split(arch),
+            archs=_split(arch, "--arch"),
             out=out,
             cache=cache,
             toolchain=toolchain,
@@ -151,7 +155,7 @@ def explain(
 
     (model,) = _models([model_config], block_size, dtype)
     keys = {entry.key for entry in read_manifest(bundle).kernels} if bundle else None
-    explain_model(model, specialize(model, _split(arch)), layer=layer, bundle_keys=keys, console=Console())
+    explain_model(model, specialize(model, _split(arch, "--arch")), layer=layer, bundle_keys=keys, console=Console())
 
 
 @app.command()
@@ -227,4 +231,8 @@ def main() -> None:
         app()
     except PrismError as error:
         print_error(Console(stderr=True), error)
+        sys.exit(1)
+    except OSError as error:  # a full disk, a read-only folder
+        words = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+        print_error(Console(stderr=True), PrismError(words, fix="choose folders you may write with --out and --cache"))
         sys.exit(1)

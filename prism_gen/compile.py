@@ -106,11 +106,11 @@ class Compiler:
         return self._cache / digest
 
     def _obtain(self, source: Source, report: Report) -> Artifact:
-        if artifact := self._cached(source.digest):
+        if artifact := self._cached(source):
             report(Event(kind="hit", name=source.spec.name))
             return artifact
         with locked(self._cache / f"{source.digest}.lock", give_up=self._stopping.is_set):
-            if artifact := self._cached(source.digest):  # another process compiled it while this one waited
+            if artifact := self._cached(source):  # another process compiled it while this one waited
                 report(Event(kind="hit", name=source.spec.name))
                 return artifact
             report(Event(kind="start", name=source.spec.name))
@@ -118,15 +118,16 @@ class Compiler:
         report(Event(kind="done", name=source.spec.name, seconds=artifact.seconds))
         return artifact
 
-    def _cached(self, digest: str) -> Artifact | None:
-        """The artifact if it is complete and its library is the one that was compiled."""
-        folder = self.folder(digest)
+    def _cached(self, source: Source) -> Artifact | None:
+        """The artifact if it is complete, its library is the one that was compiled, and it passes today's gates."""
+        folder = self.folder(source.digest)
         try:
             artifact = msgspec.json.decode((folder / _RESULT).read_bytes(), type=Artifact)
-            intact = sha256(folder / artifact.library) == artifact.sha256
+            log = (folder / LOG_NAME).read_text(encoding="utf-8")
+            intact = sha256(folder / artifact.library) == artifact.sha256 and (folder / artifact.source).is_file()
         except (OSError, msgspec.DecodeError):
             return None
-        return artifact if intact else None
+        return artifact if intact and not gates.failures(source.spec, artifact.figures, log) else None
 
     def _compile(self, source: Source) -> Artifact:
         """Compile in a scratch folder and land it by one rename. The caller holds the digest's lock."""

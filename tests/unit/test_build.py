@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from prism_gen import __version__, fingerprint
+from prism_gen import __version__, fingerprint, gates
 from prism_gen import build as build_module
 from prism_gen.build import build
-from prism_gen.compile import Compiler, Event
+from prism_gen.compile import Compiler, Event, default_jobs
 from prism_gen.errors import BundleError, CompileError, ConfigError, RenderError
 from prism_gen.files import sha256, write_atomic
 from prism_gen.manifest import MANIFEST_NAME, read_manifest
@@ -218,6 +219,20 @@ def test_stopped_before_any_write_leaves_the_old_bundle(run_build, make_model, t
         assert read_manifest(torn) == old
         for entry in old.kernels:
             assert sha256(torn / entry.file) == entry.digest
+
+
+def test_cached_kernel_that_fails_a_new_gate_is_not_published(run_build, make_model, monkeypatch):
+    run_build(make_model())
+    monkeypatch.setattr(gates, "LOCAL_MEMORY_SASS", ("HGMMA",))  # as if a later version refused this instruction
+    with pytest.raises(CompileError, match="1 HGMMA instructions"):
+        run_build(make_model())
+
+
+def test_jobs_are_bounded_by_memory_and_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(100_000)))
+    assert 1 <= default_jobs() < 100_000
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    assert default_jobs() == 1
 
 
 def test_unknown_constant_lists_those_that_exist(run_build, make_model, templates):

@@ -91,9 +91,12 @@ def test_inspect_shows_kernels_and_tools(prism):
         (("build", "-m", CONFIG, "--arch", "sm80"), "no architecture 'sm80'"),
         (("build", "-m", CONFIG, "--dtype", "fp8"), "no dtype 'fp8'"),
         (("build", "-m", CONFIG, "--nvcc", "absent"), "not an executable"),
+        (("build", "-m", CONFIG, "--cache", "/proc/cache"), "/proc/cache"),
+        (("build", "-m", CONFIG, "--out", "/proc/bundle"), "/proc/bundle"),
+        (("build", "-m", CONFIG, "--arch", ","), "names nothing"),
         (("inspect", "absent"), "no readable manifest.json"),
     ],
-    ids=["config", "block size text", "block size", "arch", "dtype", "nvcc", "bundle"],
+    ids=["config", "block size text", "block size", "arch", "dtype", "nvcc", "cache", "out", "no arch", "bundle"],
 )
 def test_mistake_is_explained_without_a_traceback(prism, arguments, words):
     done = prism(*arguments)
