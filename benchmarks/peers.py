@@ -76,7 +76,7 @@ def _without_cuda(problem: Problem) -> str:
     return "" if problem.q.is_cuda else "needs a GPU"
 
 
-def _split_diagonal(problem: Problem) -> tuple[Tensor, Tensor]:
+def split_diagonal(problem: Problem) -> tuple[Tensor, Tensor]:
     """The selected blocks that need the causal mask, and those that do not."""
     diagonal = diagonal_blocks(problem.grid, problem.q.device)
     return problem.block_mask & diagonal, problem.block_mask & ~diagonal
@@ -113,7 +113,7 @@ def _prepare_flex(problem: Problem) -> Callable[[], Tensor]:
 
     q, k, v = problem.heads_first
     (partial_indices, partial_counts), (full_indices, full_counts) = (
-        compact(mask[None], unused=0) for mask in _split_diagonal(problem)
+        compact(mask[None], unused=0) for mask in split_diagonal(problem)
     )
     block_mask = BlockMask.from_kv_blocks(
         partial_counts,
@@ -135,7 +135,7 @@ def _prepare_fa4_sparse(problem: Problem) -> Callable[[], Tensor]:
     from benchmarks.fa4_mask import causal  # noqa: PLC0415
 
     (partial_indices, partial_counts), (full_indices, full_counts) = (
-        compact(mask[None], unused=0) for mask in _split_diagonal(problem)
+        compact(mask[None], unused=0) for mask in split_diagonal(problem)
     )
     lists = BlockSparseTensorsTorch(
         partial_counts, partial_indices, full_counts, full_indices, block_size=problem.block_sizes

@@ -33,6 +33,7 @@ from tools.check.table import print_failures, print_table, read_records  # noqa:
 FIGURE_SECTIONS = ("attend_speed", "select_speed")
 # Sections that run an attend kernel behind its pool and select, whatever --only leaves out.
 PIPELINE_SECTIONS = ("graph", "select_speed")
+CPU_SECTIONS = ("build", SANITIZED)  # judged on the CPU, whatever they open or launch
 FAILED_STATUS = 3  # of a worker that ran to its end; 1 is what an uncaught Python exception leaves
 
 
@@ -60,7 +61,7 @@ def choose_device(options: Options) -> torch.device:
 def run_section(options: Options, arguments: list[str]) -> int:
     """The worker: one section in this process. Returns the number of failures."""
     section = options.worker
-    device = torch.device("cpu") if section == "build" else choose_device(options)
+    device = torch.device("cpu") if section in CPU_SECTIONS else choose_device(options)
     report = Report(section, options.out, device, verbose=options.verbose)
     if section == "build":
         build.run(options.bundle, report)
@@ -80,7 +81,7 @@ def run_section(options: Options, arguments: list[str]) -> int:
         elif section == "sanitizer":
             sanitizer.run(Path(__file__).resolve(), options, report, arguments)
         elif section == SANITIZED:
-            sanitizer.run_sanitized(kernels, report)
+            sanitizer.run_sanitized(kernels, report, choose_device(options))
     except DeviceLostError as lost:
         print(f"  {section}: given up, the device is lost: {lost}", flush=True)
     if not report.written:
@@ -126,7 +127,8 @@ def main(arguments: list[str]) -> int:
     device = choose_device(options)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("w") as out:
-        emit({"section": "environment", **environment(device, commit=options.commit)}, out=out)
+        head = {"section": "environment", "what": "environment", "case": "", "ok": None}
+        emit({**head, **environment(device, commit=options.commit)}, out=out)
     for section in options.sections:
         if section == "build" and not options.bundle:
             continue

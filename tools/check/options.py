@@ -104,8 +104,8 @@ def parse(arguments: list[str]) -> Options:
     given = vars(parser.parse_args(arguments))
     if given["backend"] == "cuda" and not given["bundle"]:
         parser.error("give --bundle DIR, or --backend reference")
-    if given["num_q_heads"] % given["num_kv_heads"]:
-        parser.error("--num-q-heads must be a multiple of --num-kv-heads")
+    if given["num_kv_heads"] < 1 or given["num_q_heads"] < 1 or given["num_q_heads"] % given["num_kv_heads"]:
+        parser.error("--num-q-heads must be a positive multiple of --num-kv-heads")
     if given["lengths"] is None:
         on_cpu = given["backend"] == "reference"
         given["lengths"] = _integers(CPU_LENGTHS if on_cpu else QUICK_LENGTHS if given["quick"] else GPU_LENGTHS)

@@ -1,0 +1,73 @@
+"""Timing: medians with their spread, JSON lines, and the environment of a figure."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+
+import pytest
+import torch
+
+from benchmarks.timing import MIN_RUNS, Timing, ceilings, emit, environment, host_cost_us, measure
+
+CPU = torch.device("cpu")
+
+
+def test_measure_is_the_median_of_single_calls_after_warm_up() -> None:
+    calls = []
+
+    def sleep_longer_each_time() -> None:
+        calls.append(1)
+        time.sleep(0.001 * len(calls))
+
+    timing = measure(sleep_longer_each_time, CPU, runs=7, warm=2, calls=1)
+    assert len(calls) == 9
+    assert timing.runs == 7
+    assert timing.min_ms <= timing.median_ms <= timing.max_ms
+    assert 6.0 <= timing.median_ms < 9.0  # calls 3 to 9 sleep 3 to 9 ms
+    assert timing.min_ms >= 3.0
+
+
+def test_measure_divides_by_the_calls_of_a_run() -> None:
+    timing = measure(lambda: time.sleep(0.001), CPU, calls=5)
+    assert 1.0 <= timing.median_ms < 3.0
+
+
+def test_measure_refuses_fewer_runs_than_a_figure_needs() -> None:
+    with pytest.raises(ValueError, match=f"at least {MIN_RUNS}"):
+        measure(lambda: None, CPU, runs=3)
+
+
+def test_host_cost_is_in_microseconds() -> None:
+    assert 1000.0 <= host_cost_us(lambda: time.sleep(0.001), CPU, calls=3) < 3000.0
+
+
+def test_record_gives_the_spread() -> None:
+    record = Timing(median_ms=2.0, min_ms=1.0, max_ms=4.0, runs=7, calls=1).record()
+    assert record == {"ms": 2.0, "min_ms": 1.0, "max_ms": 4.0, "spread": 1.5, "runs": 7, "calls": 1}
+
+
+def test_ceilings_name_their_unit() -> None:
+    product, copy = ceilings(CPU, size=64, copy_bytes=1 << 16)
+    assert product["what"] == "matmul64_bf16"
+    assert product["tflops"] >= 0
+    assert copy["what"] == "copy"
+    assert copy["tbps"] > 0
+
+
+def test_emit_writes_one_parsable_line_even_for_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    out = io.StringIO()
+    emit({"a": 1.5, "bad": float("nan"), "far": float("-inf")}, out=out)
+    assert json.loads(out.getvalue()) == {"a": 1.5, "bad": "nan", "far": "-inf"}
+    assert capsys.readouterr().out == out.getvalue()
+    emit({"a": 1}, out=out, echo=False)
+    assert capsys.readouterr().out == ""
+    assert len(out.getvalue().splitlines()) == 2
+
+
+def test_environment_says_what_a_figure_stands_on() -> None:
+    record = environment(CPU, commit="abc")
+    assert record["commit"] == "abc"
+    assert record["torch"] == torch.__version__
+    assert {"gpu", "driver", "cuda", "python", "command", "date"} <= record.keys()
