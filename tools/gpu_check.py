@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))  # runs from a checkout, without installation
 import torch  # noqa: E402
 
 from benchmarks.timing import emit, environment  # noqa: E402
+from tools.check import arguments as wrong_arguments  # noqa: E402
 from tools.check import attend_speed, build, graph, numerics, sanitizer, select_speed, selection  # noqa: E402
 from tools.check.kernels import Kernel, bundle_kernels, reference_kernels  # noqa: E402
 from tools.check.options import SANITIZED, Options, parse  # noqa: E402
@@ -70,6 +71,8 @@ def run_section(options: Options, arguments: list[str]) -> int:
     try:
         if section == "numerics":
             numerics.run(kernels, report, quick=options.quick)
+            if options.backend == "cuda":
+                wrong_arguments.run(kernels, report)
         elif section == "select":
             selection.run(kernels, report, quick=options.quick)
         elif section == "graph":

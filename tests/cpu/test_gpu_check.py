@@ -171,7 +171,7 @@ def test_the_sanitizer_s_verdict_is_read(tmp_path: Path, printed: str, status: i
     tool = tmp_path / "compute-sanitizer"
     tool.write_text(f"#!/bin/sh\necho '{printed}'\nexit {status}\n")
     tool.chmod(0o755)
-    found = sanitizer.check_tool("memcheck", str(tool), ["script"], timeout_s=10.0)
+    found = sanitizer.check_tool("memcheck", str(tool), ["script"], tmp_path / "log.txt", timeout_s=10.0)
     assert bool(found.problems) == failed
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tools.check import graph, numerics, selection
+from tools.check import arguments, graph, numerics, selection
 from tools.check.cases import Case
 from tools.check.kernels import Kernel, of_family, reference_kernels
 from tools.check.report import Report
@@ -31,9 +31,9 @@ Defect = Callable[..., None]
 def broken(kernel: Kernel, defect: Defect) -> Kernel:
     """The kernel, with `defect(*arguments)` run behind each launch."""
 
-    def launch(*arguments: Any) -> None:
-        kernel.launch(*arguments)
-        defect(*arguments)
+    def launch(*given: Any) -> None:
+        kernel.launch(*given)
+        defect(*given)
 
     return replace(kernel, launch=launch)
 
@@ -54,7 +54,7 @@ def write_before_the_start(view: Tensor) -> None:
 
 def attend_defect(change: Callable[[dict[str, Any]], None]) -> Defect:
     names = ("q", "k", "v", "out", "lse", "block_indices", "block_counts", "softmax_scale", "tile_counter")
-    return lambda *arguments: change(dict(zip(names, arguments, strict=True)))
+    return lambda *given: change(dict(zip(names, given, strict=True)))
 
 
 ATTEND_DEFECTS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
@@ -136,31 +136,31 @@ def test_a_wrong_pool_is_caught(name: str) -> None:
     assert any(problem in text for text in found.problems), found.problems
 
 
-def drop_last_block(*arguments: Any) -> None:
-    indices, counts = arguments[11], arguments[12]
+def drop_last_block(*given: Any) -> None:
+    indices, counts = given[11], given[12]
     row = tuple((counts > 1).nonzero()[-1].tolist())
     counts[row] -= 1
     indices[row][counts[row]] = 0x5A5A5A5A
 
 
-def add_behind_the_count(*arguments: Any) -> None:
-    arguments[11][0, 0, 0, -1] = 3
+def add_behind_the_count(*given: Any) -> None:
+    given[11][0, 0, 0, -1] = 3
 
 
-def swap_two(*arguments: Any) -> None:
-    indices, counts = arguments[11], arguments[12]
+def swap_two(*given: Any) -> None:
+    indices, counts = given[11], given[12]
     row = tuple((counts > 1).nonzero()[-1].tolist())
     indices[row][:2] = indices[row][:2].flip(0).clone()
 
 
-def shift_probs(*arguments: Any) -> None:
-    if arguments[13] is not None:
-        arguments[13][..., 0].add_(1 << 20)
+def shift_probs(*given: Any) -> None:
+    if given[13] is not None:
+        given[13][..., 0].add_(1 << 20)
 
 
-def only_with_probs(*arguments: Any) -> None:
-    if arguments[13] is None:
-        drop_last_block(*arguments)
+def only_with_probs(*given: Any) -> None:
+    if given[13] is None:
+        drop_last_block(*given)
 
 
 SELECT_DEFECTS: dict[str, tuple[Defect, str]] = {
@@ -188,8 +188,8 @@ def test_indices_out_of_range_are_refused_before_they_are_used(bad: int) -> None
 
 
 def test_a_selection_of_other_scores_is_caught_although_it_fits_its_own() -> None:
-    def scores_of_scaled_means(*arguments: Any) -> None:
-        q_mean, *rest = arguments
+    def scores_of_scaled_means(*given: Any) -> None:
+        q_mean, *rest = given
         SELECT.launch(q_mean * 1.1, *rest)
 
     found = selection.check_select(replace(SELECT, launch=scores_of_scaled_means), SelectCase(4096, 4096), CPU)
@@ -209,3 +209,25 @@ def test_a_pipeline_that_does_not_repeat_is_caught(tmp_path: Path) -> None:
     late = iter(range(1000))
     assert run(lambda _: None) == 0
     assert run(lambda a: a["lse"][0, 0, 0].add_(float(next(late) == 9))) == 1
+
+
+def test_an_export_that_accepts_wrong_arguments_or_names_none_is_caught(tmp_path: Path) -> None:
+    """Stands in for a compiled pool: refuses other dtypes by name, everything else badly."""
+
+    def launch(x: Tensor, mean: Tensor, energy: Tensor) -> None:
+        for name, tensor, dtype in (("x", x, torch.bfloat16), ("mean", mean, torch.float32)):
+            if tensor.dtype != dtype:
+                raise TypeError(f"{name} has another dtype")
+        if energy.dim() != 4:
+            raise ValueError("bad shape")
+
+    kernel = replace(POOL, launch=launch)
+    given = arguments.ARGUMENTS["pool"](kernel, CPU)
+    problems = {
+        f"{mistake.argument}-{mistake.label}": arguments.check_mistake(kernel, given, mistake).problems
+        for mistake in arguments.MISTAKES["pool"]
+    }
+    assert problems["x-dtype"] == problems["mean-dtype"] == []
+    assert problems["energy-dtype"] == ["was accepted"]
+    assert problems["energy-dims"] == ["the error does not name energy: bad shape"]
+    assert not arguments.check_valid(kernel, given).problems

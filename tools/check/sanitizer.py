@@ -27,7 +27,7 @@ from tools.check.selection import check_select
 
 TOOLS = ("memcheck", "racecheck")
 ERROR_EXIT = 86  # --error-exitcode: unlike any status of Python or of the check itself
-TAIL_LINES = 12  # of the tool's output, kept in a failure's record
+MAX_LINES = 16  # of the tool's output, kept in a failure's record: the first finding with its place
 ENDED_WELL = 0.9  # of the section's time is given to the tools together, the rest to the report
 SUMMARY = re.compile(r"(ERROR SUMMARY|RACECHECK SUMMARY): (\d+)")
 
@@ -67,8 +67,11 @@ def run_sanitized(kernels: list[Kernel], report: Report, device: torch.device) -
             report.case(kernel.name, str(case), partial(check, kernel, case, report.device))
 
 
-def check_tool(tool: str, executable: str, worker: list[str], timeout_s: float) -> Findings:
-    """Runs the worker under one tool; torch's caching allocator is off, so that every tensor has its own bounds."""
+def check_tool(tool: str, executable: str, worker: list[str], log: Path, timeout_s: float) -> Findings:
+    """Runs the worker under one tool; torch's caching allocator is off, so that every tensor has its own bounds.
+
+    log: where the whole output goes if there is a finding.
+    """
     found = Findings()
     command = [executable, "--tool", tool, "--error-exitcode", str(ERROR_EXIT), sys.executable, *worker]
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -84,7 +87,9 @@ def check_tool(tool: str, executable: str, worker: list[str], timeout_s: float) 
     found.figures.update(exit_status=done.returncode, reported=int(summary.group(2)) if summary else -1)
     found.require(summary is not None, f"{tool} printed no summary")
     if done.returncode != 0 or found.figures["reported"] != 0:
-        found.require(False, "\n".join(done.stdout.splitlines()[-TAIL_LINES:]))
+        log.write_text(done.stdout)
+        said = [line for line in done.stdout.splitlines() if line.startswith("=====")] or done.stdout.splitlines()
+        found.require(False, "\n".join([f"see {log.name}", *said[:MAX_LINES]]))
     return found
 
 
@@ -101,4 +106,6 @@ def run(script: Path, options: Options, report: Report, worker: list[str]) -> No
     arguments = [str(script), *worker, "--worker", SANITIZED]
     for tool in TOOLS:
         seconds = options.timeout * ENDED_WELL / len(TOOLS)
-        report.case("compute-sanitizer", tool, partial(check_tool, tool, executable, arguments, seconds), show=True)
+        log = options.out.with_suffix(f".{tool}.txt")
+        check = partial(check_tool, tool, executable, arguments, log, seconds)
+        report.case("compute-sanitizer", tool, check, show=True)

@@ -1,0 +1,173 @@
+"""Wrong arguments to every raw export: refused with the right error that names the argument, and harmless afterwards.
+
+Owns which mistakes are tried. Runs only on compiled kernels, which validate; the reference does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.masks import compact
+from tools.check.cases import Case
+from tools.check.kernels import Kernel, bands_of
+from tools.check.report import Findings, Group, Report
+from tools.check.select_cases import SelectCase
+from tools.check.selection import band_energy
+
+TOKENS = Case(200, 300, num_q_heads=4, num_kv_heads=2)
+BLOCKS = SelectCase(200, 300, num_q_heads=4, num_kv_heads=2)
+
+
+class Mistake(NamedTuple):
+    """`change` of one argument, and the words that the error must hold."""
+
+    argument: str
+    label: str
+    change: Callable[[Any], Any]
+    error: type[Exception] = ValueError
+    says: str = ""
+
+
+def _misaligned(x: torch.Tensor) -> torch.Tensor:
+    """The same shape and strides, one element off a 16-byte boundary."""
+    flat = torch.zeros(x.numel() + 1, dtype=x.dtype, device=x.device)
+    return flat[1:].view(x.shape)
+
+
+def _transposed_last(x: torch.Tensor) -> torch.Tensor:
+    """The same shape with a last dim that is not contiguous."""
+    return x.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+def _tensor_mistakes(name: str) -> tuple[Mistake, ...]:
+    """What is wrong for every tensor."""
+    return (
+        Mistake(name, "on-cpu", lambda x: x.cpu()),
+        Mistake(name, "dtype", lambda x: x.double() if x.is_floating_point() else x.long(), TypeError),
+        Mistake(name, "dims", lambda x: x[None]),
+        Mistake(name, "too-long", lambda x: torch.cat([x, x[..., :1]], -1)),
+    )
+
+
+def _token_mistakes(name: str) -> tuple[Mistake, ...]:
+    """What is wrong for q, k, v, x and out beside that."""
+    return (
+        *_tensor_mistakes(name),
+        Mistake(name, "misaligned", _misaligned),
+        Mistake(name, "last-dim-strided", _transposed_last),
+    )
+
+
+def _attend_arguments(kernel: Kernel, device: torch.device) -> dict[str, Any]:
+    problem = kernel.problem
+    q, k, v = TOKENS.qkv(problem.head_dim, kernel.dtype, device)
+    grid = TOKENS.grid(problem.block_size_q, problem.block_size_k)
+    indices, counts = compact(TOKENS.block_mask(grid, device))
+    return {
+        "q": q,
+        "k": k,
+        "v": v,
+        "out": torch.empty(q.shape, dtype=q.dtype, device=device),
+        "lse": torch.empty(q.shape[0], q.shape[2], q.shape[1], device=device),
+        "block_indices": indices,
+        "block_counts": counts,
+        "softmax_scale": 0.1,
+        "tile_counter": torch.zeros(1, dtype=torch.int32, device=device),
+    }
+
+
+def _pool_arguments(kernel: Kernel, device: torch.device) -> dict[str, Any]:
+    problem = kernel.problem
+    x = TOKENS.qkv(problem.head_dim, kernel.dtype, device)[1]
+    blocks = -(-x.shape[1] // problem.block_size)
+    mean = torch.empty(1, x.shape[2], blocks, problem.head_dim, device=device)
+    return {"x": x, "mean": mean, "energy": torch.empty(1, x.shape[2], blocks, 3, device=device)}
+
+
+def _select_arguments(kernel: Kernel, device: torch.device) -> dict[str, Any]:
+    grid, bands = BLOCKS.grid, bands_of(kernel.problem)
+    q_mean, k_mean = BLOCKS.means(kernel.problem.head_dim, device)
+    rows = (1, BLOCKS.num_q_heads, grid.num_q_blocks)
+    floats = kernel.scratch_floats(*rows, grid.num_k_blocks) if kernel.scratch_floats else 0
+    return {
+        "q_mean": q_mean,
+        "k_mean": k_mean,
+        "q_energy": band_energy(q_mean, bands),
+        "k_energy": band_energy(k_mean, bands),
+        "thresholds": BLOCKS.thresholds(device),
+        "block_size_q": grid.block_size_q,
+        "block_size_k": grid.block_size_k,
+        "seqlen_q": grid.seqlen_q,
+        "seqlen_k": grid.seqlen_k,
+        "force_sink": 1,
+        "force_recent": 1,
+        "block_indices": torch.empty(*rows, grid.num_k_blocks, dtype=torch.int32, device=device),
+        "block_counts": torch.empty(rows, dtype=torch.int32, device=device),
+        "probs": None,
+        "scratch": torch.empty(floats, device=device) if floats else None,
+    }
+
+
+ARGUMENTS = {"attend": _attend_arguments, "pool": _pool_arguments, "select": _select_arguments}
+MISTAKES: dict[str, tuple[Mistake, ...]] = {
+    "attend": (
+        *(mistake for name in ("q", "k", "v", "out") for mistake in _token_mistakes(name)),
+        *(mistake for name in ("lse", "block_counts", "tile_counter") for mistake in _tensor_mistakes(name)),
+        *(m for m in _tensor_mistakes("block_indices") if m.label != "too-long"),  # any capacity of the lists is right
+        Mistake("q", "longer-than-k", lambda q: torch.cat([q, q], 1), says="seqlen_q"),
+        Mistake("q", "heads", lambda q: q[:, :, :3].contiguous(), says="num_q_heads"),
+        Mistake("v", "shorter-than-k", lambda v: v[:, 1:]),
+        Mistake("out", "other-heads", lambda out: out[:, :, 1:]),
+        Mistake("block_counts", "other-rows", lambda counts: counts[..., :-1].contiguous()),
+        Mistake("softmax_scale", "nan", lambda _: float("nan")),
+    ),
+    "pool": (
+        *_token_mistakes("x"),
+        *(mistake for name in ("mean", "energy") for mistake in _tensor_mistakes(name)),
+        Mistake("mean", "other-blocks", lambda mean: mean[:, :, 1:].contiguous()),
+    ),
+    "select": (
+        *(m for name in ("q_mean", "k_energy", "thresholds", "block_counts") for m in _tensor_mistakes(name)),
+        Mistake("block_indices", "too-narrow", lambda indices: indices[..., :-1].contiguous()),
+        Mistake("seqlen_q", "longer-than-k", lambda _: 301),
+        Mistake("block_size_k", "zero", lambda _: 0),
+        Mistake("force_sink", "two", lambda _: 2),
+    ),
+}  # fmt: skip
+
+
+def check_mistake(kernel: Kernel, arguments: dict[str, Any], mistake: Mistake) -> Findings:
+    """Launches with one argument wrong; the error must be of the right class and name the argument."""
+    found = Findings()
+    wrong = {**arguments, mistake.argument: mistake.change(arguments[mistake.argument])}
+    try:
+        kernel.launch(*wrong.values())
+    except (ValueError, TypeError) as error:
+        says = mistake.says or mistake.argument
+        found.require(isinstance(error, mistake.error), f"{type(error).__name__}, expected {mistake.error.__name__}")
+        found.require(says in str(error), f"the error does not name {says}: {error}")
+    else:
+        found.require(False, "was accepted")
+    return found
+
+
+def check_valid(kernel: Kernel, arguments: dict[str, Any]) -> Findings:
+    """The same arguments without a mistake are accepted."""
+    kernel.launch(*arguments.values())
+    return Findings()
+
+
+def run(kernels: list[Kernel], report: Report) -> None:
+    """Every kernel: each mistake alone, then the right arguments."""
+    for kernel in kernels:
+        group = Group(report, f"{kernel.name}-arguments")
+        arguments = ARGUMENTS[kernel.spec.family](kernel, report.device)
+        for mistake in MISTAKES[kernel.spec.family]:
+            name = f"{mistake.argument}-{mistake.label}"
+            group.case(name, partial(check_mistake, kernel, arguments, mistake))
+        group.case("valid", partial(check_valid, kernel, arguments))
+        group.close()
