@@ -75,7 +75,7 @@ class Compiler:
 
     def __init__(self, *, toolchain: Toolchain, cache: Path, root: Path) -> None:
         self._toolchain = toolchain
-        self._cache = cache
+        self._cache = cache.resolve()  # nvcc runs inside a scratch folder, where a relative TMPDIR is lost
         self._root = root
         self._children: set[subprocess.Popen[str]] = set()
         self._children_lock = threading.Lock()

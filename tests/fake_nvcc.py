@@ -36,6 +36,7 @@ def main() -> None:
     source, library = Path(arguments[-1]), Path(arguments[arguments.index("-o") + 1])
     text = source.read_text(encoding="utf-8")
     log_call(source.stem)
+    (Path(os.environ["TMPDIR"]) / "tmpxft").touch()  # as nvcc does, from inside the scratch folder
     if "BROKEN" in text:
         sys.stdout.write(f'{source.name}(3): error: identifier "BROKEN" is undefined\n')
         sys.exit(2)
