@@ -1,0 +1,173 @@
+"""CudaBackend without a GPU: the calling convention of templates/README.md, and what the workspace keeps.
+
+The modules here have the exports of real libraries, with their positional arguments, and compute by the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from prism_gen.model import ModelSpec
+from prism_gen.runtime import PrismAttention, cuda, reference
+from prism_gen.runtime.backend import Pooled
+from prism_gen.runtime.cuda import CudaBackend, Workspace
+from prism_gen.runtime.grid import BlockGrid
+from prism_gen.runtime.selection import Selection
+from prism_gen.specialize import block_pair_bands
+
+CPU = torch.device("cpu")
+
+
+class Library:
+    """A module with named functions, as tvm_ffi gives them."""
+
+    def __init__(self, **functions: Callable[..., Any]) -> None:
+        self._functions = functions
+
+    def get_function(self, name: str) -> Callable[..., Any]:
+        return self._functions[name]
+
+
+def libraries(model: ModelSpec, grid: BlockGrid) -> dict[str, Any]:
+    """pools, select and attend whose exports write into the tensors they are given."""
+    bands = block_pair_bands(model, (grid.block_size_q, grid.block_size_k))
+
+    def make_pool(block_size: int) -> Library:
+        def pool(x: Tensor, mean: Tensor, energy: Tensor) -> None:
+            for target, value in zip((mean, energy), reference.pool(x, block_size, bands), strict=True):
+                target.copy_(value)
+
+        return Library(pool=pool)
+
+    def select(*arguments: Any) -> None:
+        *pooled, thresholds, bq, bk, seqlen_q, seqlen_k, sink, recent, indices, counts, probs, scratch = arguments
+        assert BlockGrid(seqlen_q, seqlen_k, bq, bk) == grid
+        assert scratch.shape == (11,)
+        chosen = reference.select(
+            *pooled, thresholds, bands=bands, grid=grid, force_sink=bool(sink), force_recent=bool(recent)
+        )
+        indices.copy_(chosen.block_indices)
+        counts.copy_(chosen.block_counts)
+        if probs is not None:
+            probs.copy_(chosen.probs)
+
+    def attend(*arguments: Any) -> None:
+        q, k, v, out, lse, indices, counts, softmax_scale, tile_counter = arguments
+        assert tile_counter.tolist() == [0]
+        exact, exact_lse = reference.attend(q, k, v, Selection(indices, counts, grid), softmax_scale=softmax_scale)
+        out.copy_(exact)
+        if lse is not None:
+            lse.copy_(exact_lse)
+
+    return {
+        "pools": {size: make_pool(size) for size in (grid.block_size_q, grid.block_size_k)},
+        "select": Library(select=select, scratch_floats=lambda *sizes: 11),
+        "attend": Library(attend=attend),
+    }
+
+
+@pytest.fixture
+def no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.cuda's questions about streams, answered on a machine without CUDA."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: SimpleNamespace(cuda_stream=0))
+
+
+@pytest.mark.usefixtures("no_stream")
+@pytest.mark.parametrize("force", [(True, True), (True, False), (False, True)], ids=str)
+@pytest.mark.parametrize("block_size", [(64, 64), (128, 64)], ids=str)
+def test_stages_launch_what_the_reference_means(
+    model: ModelSpec, block_size: tuple[int, int], force: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "WORKSPACE", Workspace())
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, n, h, 64).bfloat16() for n, h in ((200, 9), (300, 3), (300, 3)))
+    grid = BlockGrid(200, 300, *block_size)
+    backend = CudaBackend(**libraries(model, grid), force_sink=force[0], force_recent=force[1])
+    exact = reference_stages(model, q, k, grid, force)
+    (q_mean, q_energy), (k_mean, k_energy) = backend.pool(q, block_size[0]), backend.pool(k, block_size[1])
+    pooled = Pooled(q_mean, k_mean, q_energy, k_energy, grid)
+    thresholds = torch.full((9, 2), 0.5)
+    selection = backend.select(pooled, thresholds, with_probs=True)
+    assert selection.block_counts.equal(exact.block_counts)
+    assert selection.block_mask().equal(exact.block_mask())
+    assert selection.probs.equal(exact.probs)
+    assert backend.select(pooled, thresholds, with_probs=False).probs is None
+    out, lse = backend.attend(q, k, v, selection, softmax_scale=0.2, return_lse=True)
+    expected, expected_lse = reference.attend(q, k, v, exact, softmax_scale=0.2)
+    assert out.equal(expected)
+    assert lse.equal(expected_lse)
+    assert backend.attend(q, k, v, selection, softmax_scale=0.2, return_lse=False)[1] is None
+
+
+def reference_stages(model: ModelSpec, q: Tensor, k: Tensor, grid: BlockGrid, force: tuple[bool, bool]) -> Selection:
+    bands = block_pair_bands(model, (grid.block_size_q, grid.block_size_k))
+    (q_mean, q_energy), (k_mean, k_energy) = (
+        reference.pool(x, size, bands) for x, size in ((q, grid.block_size_q), (k, grid.block_size_k))
+    )
+    return reference.select(
+        q_mean,
+        k_mean,
+        q_energy,
+        k_energy,
+        torch.full((9, 2), 0.5),
+        bands=bands,
+        grid=grid,
+        force_sink=force[0],
+        force_recent=force[1],
+    )
+
+
+def test_workspace_is_kept_per_stream_and_grows(monkeypatch: pytest.MonkeyPatch, no_stream: None) -> None:
+    space = Workspace()
+    small = space.scratch(CPU, 10)
+    assert space.scratch(CPU, 8).data_ptr() == small.data_ptr()
+    assert space.scratch(CPU, 8).shape == (8,)
+    assert space.scratch(CPU, 20).shape == (20,)
+    counter = space.tile_counter(CPU)
+    assert space.tile_counter(CPU) is counter
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: SimpleNamespace(cuda_stream=1))
+    assert space.tile_counter(CPU) is not counter
+
+
+def test_a_capture_shares_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, no_stream: None) -> None:
+    space = Workspace()
+    eager = space.tile_counter(CPU)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    first, second = space.tile_counter(CPU), space.tile_counter(CPU)
+    assert len({x.data_ptr() for x in (eager, first, second)}) == 3
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert space.tile_counter(CPU) is eager
+
+
+def test_construction_resolves_each_stage_and_binds_it(
+    make_bundle: Callable[..., Path], model: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one device of the right capability; libraries are opened in the order pool, pool, select, attend."""
+    from prism_gen.runtime.load import Bundle
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "some GPU")
+    monkeypatch.setattr(Tensor, "to", lambda self, *_args, **_kwargs: self)  # thresholds stay where they are
+    opened = []
+    exports = {name: (lambda *_: None) for name in ("pool", "select", "scratch_floats", "attend")}
+
+    def module(_self: Bundle, entry: Any) -> Library:
+        opened.append(entry.spec.problem.label())
+        return Library(**exports)
+
+    monkeypatch.setattr(Bundle, "module", module)
+    attention = PrismAttention(make_bundle(), "smollm2", 5, block_size=(128, 64))
+    assert opened == ["bf16-d64-b128-h32-l48", "bf16-d64-b64-h32-l48", "d64-h32-l48", "bf16-d64-b128x64"]
+    assert (attention.backend.name, attention.device) == ("cuda", torch.device("cuda", 0))
+    assert [r.entry.spec.family for r in attention.resolutions] == ["pool", "pool", "select", "attend"]
