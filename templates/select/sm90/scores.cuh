@@ -28,23 +28,18 @@ CUTE_DEVICE void mma_tf32(float (&d)[4], float4 const& a, float b0, float b1) {
                                            __float_as_uint(b1), d[0], d[1], d[2], d[3]);
 }
 
-// Two chunks make two k-steps. Which dims a lane multiplies in which k-step is free as long as A and B agree: neighbouring
-// chunks are dealt out so that a lane's four dims are one 16-byte load, others so that they are two 8-byte loads.
+// Two chunks make two k-steps, one 16-byte load a lane: lanes 0, 1 of a quad hold the first chunk, lanes 2, 3 the second.
+// Which of a lane's four dims go into which k-step is free, as long as A and B agree: x, y into step 0, z, w into step 1.
 template <class Band, int kPair>
 struct ChunkPair {
   static constexpr int kFirst = Band::kChunks[2 * kPair] * kChunkDims;
   static constexpr int kSecond = Band::kChunks[2 * kPair + 1] * kChunkDims;
-  static constexpr bool kAdjacent = kSecond == kFirst + kChunkDims;
+  static constexpr int kGap = kSecond - kFirst - kChunkDims;  // dims between the two; 0: an immediate offset
 
-  // row: one block mean, moved on by 4 * t. t: the lane's place in its quad. Dims of k-step 0 in x, y; of k-step 1 in z, w.
+  // row: one block mean, moved on by 4 * t. t: the lane's place in its quad.
   CUTE_DEVICE static float4 load(float const* row, int t) {
-    if constexpr (kAdjacent) {
-      return __ldg(reinterpret_cast<float4 const*>(row + kFirst));
-    } else {
-      float2 const a = __ldg(reinterpret_cast<float2 const*>(row - 2 * t + kFirst));
-      float2 const b = __ldg(reinterpret_cast<float2 const*>(row - 2 * t + kSecond));
-      return make_float4(a.x, a.y, b.x, b.y);
-    }
+    int const offset = kGap != 0 && t >= 2 ? kFirst + kGap : kFirst;
+    return __ldg(reinterpret_cast<float4 const*>(row + offset));
   }
 };
 
