@@ -90,7 +90,7 @@ def _check_one(name: str, x: Tensor, rules: TensorRules) -> None:
         raise TensorError(
             f"{name} has shape {list(x.shape)}",
             exists=f"[batch, seqlen, num_heads, head_dim={rules.head_dim}]",
-            fix=f"bring {name} into that layout, heads before head_dim",
+            fix=f"bring {name} into that layout" if x.dim() != 4 else "choose the model that these tensors come from",
         )
     if 0 in x.shape:
         raise TensorError(

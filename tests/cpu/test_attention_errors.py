@@ -41,7 +41,7 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "mixed dtypes": ({"v": zeros(heads=3, dtype=torch.float16)}, "q is torch.bfloat16 .* v is torch.float16"),
     "not a tensor": ({"k": [1.0]}, "k is a list"),
     "3 dims": ({"q": zeros()[0]}, r"q has shape \[8, 9, 64\][\s\S]*\[batch, seqlen, num_heads, head_dim=64\]"),
-    "head_dim": ({"k": zeros(heads=3, dim=128)}, r"k has shape .*128\][\s\S]*head_dim=64"),
+    "head_dim": ({"k": zeros(heads=3, dim=128)}, r"k has shape .*128\][\s\S]*head_dim=64[\s\S]*choose the model"),
     "k and v differ": ({"v": zeros(9, heads=3)}, r"v has shape \[1, 9, 3, 64\], k has \[1, 8, 3, 64\]"),
     "batch differs": ({"q": zeros(batch=2)}, "q has batch 2, k has batch 1"),
     "empty batch": ({"q": zeros(batch=0)}, r"q has shape \[0, 8, 9, 64\]: an empty batch"),
