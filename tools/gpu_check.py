@@ -28,7 +28,7 @@ from tools.check import arguments as wrong_arguments  # noqa: E402
 from tools.check import attend_speed, build, graph, numerics, sanitizer, select_speed, selection  # noqa: E402
 from tools.check.kernels import Kernel, bundle_kernels, reference_kernels  # noqa: E402
 from tools.check.options import SANITIZED, Options, parse  # noqa: E402
-from tools.check.report import DeviceLostError, Report  # noqa: E402
+from tools.check.report import DeviceLostError, Report, current_case  # noqa: E402
 from tools.check.table import print_failures, print_table, read_records  # noqa: E402
 
 FIGURE_SECTIONS = ("attend_speed", "select_speed")
@@ -50,13 +50,13 @@ def load_kernels(options: Options) -> list[Kernel]:
 
 
 def choose_device(options: Options) -> torch.device:
-    """The GPU; a CPU only where the reference stands in and there is no GPU. Raises: SystemExit with the reason."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", 0)
+    """The GPU, or the CPU for the reference, which needs none. Raises: SystemExit where there is no GPU."""
     if options.backend == "reference":
         torch.set_num_threads(1)  # tensors are small, and the machine may be shared
         return torch.device("cpu")
-    raise SystemExit("no GPU is visible to torch; --backend reference runs the check's own logic without one")
+    if not torch.cuda.is_available():
+        raise SystemExit("no GPU is visible to torch; --backend reference runs the check's own logic without one")
+    return torch.device("cuda", 0)
 
 
 def run_section(options: Options, arguments: list[str]) -> int:
@@ -112,11 +112,11 @@ def supervise(section: str, options: Options, arguments: list[str]) -> None:
     finally:
         watchdog.cancel()
     seconds = round(time.monotonic() - start, 1)
-    problem = ""
+    problem, current = "", current_case(options.out)
     if late.is_set():
-        problem = f"killed after {seconds} s"
+        problem = f"killed after {seconds} s in {current}"
     elif status not in (0, FAILED_STATUS):
-        problem = f"ended with status {status}, see what it printed"
+        problem = f"ended with status {status} in or after {current}"
     record: dict[str, Any] = {"section": section, "what": "section", "case": "process", "ok": not problem}
     with options.out.open("a") as out:
         emit({**record, "seconds": seconds, **({"problems": [problem]} if problem else {})}, out=out)

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from tools.check import cases, oracle, sanitizer
 from tools.check.kernels import of_family, reference_kernels
 from tools.check.options import DEFAULT_TIMEOUT_S, SECTIONS, parse
-from tools.check.report import DeviceLostError, Findings, Report
+from tools.check.report import DeviceLostError, Findings, Report, current_case
 from tools.check.select_cases import FUSED_CASES, SELECT_CASES
 from tools.check.table import print_failures
 
@@ -42,7 +43,8 @@ def test_the_reference_passes_every_section(tmp_path: Path) -> None:
     assert all(r["ok"] and r["ms"] > 0 and r["runs"] >= 7 and r["spot_share_of_limit"] <= 1 for r in speed)
     selection = [r for r in records if r["what"].startswith("selection")]
     assert all(r["total_ms"] > 0 and r["floor_ms"] > 0 for r in selection)
-    assert len(selection) == 2
+    assert all(r["identical_scores_differing_rows"] == 0 for r in selection)
+    assert [r["case"] for r in selection] == ["n256", "n256-peaked"] * 2
     assert text.splitlines()[-1].endswith("passed, 0 failed")
 
 
@@ -57,6 +59,13 @@ def test_a_section_that_hangs_is_killed_and_fails(tmp_path: Path) -> None:
     status, records, _ = run_script(tmp_path / "o.jsonl", "--sections", "numerics", "--timeout", "0.05")
     assert status == 1
     assert records[-1]["problems"][0].startswith("killed after")
+
+
+def test_the_case_that_hung_is_named(tmp_path: Path) -> None:
+    report = Report("numerics", tmp_path / "o.jsonl", CPU)
+    assert current_case(tmp_path / "o.jsonl") == "no case yet"
+    report.case("attend", "q17k17", Findings)
+    assert current_case(tmp_path / "o.jsonl") == "numerics attend q17k17"
 
 
 def test_a_section_that_crashes_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,8 +201,9 @@ def test_an_exception_fails_its_case_alone_unless_the_device_is_lost(tmp_path: P
     report = Report("numerics", tmp_path / "o.jsonl", CPU)
     report.case("attend", "one", lambda: check("q.shape[1] is 3"))
     assert report.failed == 1
-    with pytest.raises(DeviceLostError):
-        report.case("attend", "two", lambda: check("CUDA error: an illegal memory access was encountered"))
+    for text in ("CUDA error: unspecified", "attend launch failed: an illegal memory access was encountered"):
+        with pytest.raises(DeviceLostError):
+            report.case("attend", "two", partial(check, text))
 
 
 def test_failures_are_printed_last_with_their_problems(capsys: pytest.CaptureFixture[str]) -> None:

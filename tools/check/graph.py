@@ -52,12 +52,13 @@ class Pipeline:
         """Launches pool on k."""
         self.pools[1].launch(self.k, self.buffers["k_mean"], self.buffers["k_energy"])
 
-    def run_select(self) -> None:
-        """Launches select on what pool left."""
+    def run_select(self, probs: Tensor | None = None) -> None:
+        """Launches select on what pool left. probs: where its fixed-point probabilities go, if anywhere."""
         b, grid = self.buffers, self.grid
         scored = (b["q_mean"], b["k_mean"], b["q_energy"], b["k_energy"], b["thresholds"])
         lengths = (grid.block_size_q, grid.block_size_k, grid.seqlen_q, grid.seqlen_k)
-        self.select.launch(*scored, *lengths, 1, 1, b["block_indices"], b["block_counts"], None, b.get("scratch"))
+        lists = (b["block_indices"], b["block_counts"])
+        self.select.launch(*scored, *lengths, 1, 1, *lists, probs, b.get("scratch"))
 
     def selection(self) -> None:
         """Launches pool, pool, select."""
@@ -77,7 +78,10 @@ class Pipeline:
 def make_pipeline(
     kernels: list[Kernel], attend: Kernel, grid: BlockGrid, heads: tuple[int, int], device: torch.device
 ) -> Pipeline | None:
-    """A pipeline that ends in `attend`, batch 1, heads (q, kv); None if the bundle lacks a pool or select for it."""
+    """A pipeline that ends in `attend` on seeded normal inputs, batch 1, heads (q, kv).
+
+    None if the bundle lacks a pool or select for it.
+    """
     problem = attend.problem
     block_sizes = (problem.block_size_q, problem.block_size_k)
     for select in of_family(kernels, "select"):

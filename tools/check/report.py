@@ -32,6 +32,21 @@ class Findings:
             self.problems.append(problem)
 
 
+# How CUDA says that a context is beyond use, in torch's words and in the kernels' own.
+LOST = ("CUDA error", "CUDA driver error", "illegal memory access", "unspecified launch failure", "misaligned address")
+
+
+def current_path(out: Path) -> Path:
+    """The file beside `out` that names the case being run, for whoever finds the process hung or dead."""
+    return out.with_suffix(".current")
+
+
+def current_case(out: Path) -> str:
+    """The case that the latest worker on `out` began last."""
+    path = current_path(out)
+    return path.read_text() if path.exists() else "no case yet"
+
+
 class DeviceLostError(RuntimeError):
     """The CUDA context is unusable: every later case of this process would fail with the same error."""
 
@@ -48,6 +63,7 @@ class Report:
         self.failed = 0
         self.written = 0
         self._path = path
+        current_path(path).unlink(missing_ok=True)
         self._verbose = verbose
 
     def add(self, what: str, case: str, *, ok: bool | None = None, show: bool = False, **figures: Any) -> None:
@@ -64,6 +80,7 @@ class Report:
         Raises: DeviceLostError after a CUDA fault.
         """
         findings = Findings()
+        current_path(self._path).write_text(f"{self.section} {what} {case}")
         try:
             findings = check()
             if self.device.type == "cuda":
@@ -72,7 +89,7 @@ class Report:
             findings.problems.append(f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS])
         problems = {"problems": findings.problems} if findings.problems else {}
         self.add(what, case, ok=not findings.problems, show=show, **findings.figures, **problems)
-        if any("CUDA error" in text or "CUDA driver error" in text for text in findings.problems):
+        if any(sign in text for text in findings.problems for sign in LOST):
             raise DeviceLostError(f"{what} {case}: {findings.problems[0]}")
         return findings
 
