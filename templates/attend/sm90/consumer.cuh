@@ -7,6 +7,8 @@
 
 #include <cutlass/numeric_conversion.h>
 
+#include <climits>
+
 #include "attend/params.h"
 #include "attend/sm90/traits.cuh"
 #include "shared/online_softmax.cuh"
@@ -20,6 +22,7 @@ class Consumer {
   using Element = typename Traits::Element;
   using Storage = typename Traits::SharedStorage;
   using Tile = typename Traits::Tile;
+  using Step = attend::Step<Traits::kBlocksPerTile>;
   static constexpr int kRows = Traits::kRowsPerWarpGroup;
   static constexpr int kThreads = 128;  // of this warp group
   // One list: both warp groups compute every block and take turns. Two lists: one may compute while the other skips.
@@ -40,6 +43,7 @@ class Consumer {
     auto tOrO = partition_fragment_C(mma_pv_, Shape<typename Traits::Rows, typename Traits::HeadDim>{});
     auto tSrS = partition_fragment_C(mma_qk_, Shape<typename Traits::Rows, typename Traits::TileN>{});
     auto tOrP = make_tensor<Element>(partition_shape_A(mma_pv_, Shape<typename Traits::Rows, typename Traits::TileN>{}));
+    auto tSrQ = make_q_fragment();
     OnlineSoftmax softmax(params_.softmax_scale_log2);
 
     if (kOneList && warp_group_ == 1) pass_turn(0);  // warp group 0 goes first
@@ -52,8 +56,9 @@ class Consumer {
       softmax.reset();
       clear(tOrO);
       if (tile.num_blocks > 0) {
-        if constexpr (kOneList) walk_one(softmax, tSrS, tOrP, tOrO);
-        else walk_union(softmax, tSrS, tOrP, tOrO);
+        fetch_q(tSrQ);
+        if constexpr (kOneList) walk_one(softmax, tSrQ, tSrS, tOrP, tOrO);
+        else walk_union(softmax, tSrQ, tSrS, tOrP, tOrO);
       }
       store(tile, softmax, tOrO);
       q_ring_.advance();
@@ -62,11 +67,11 @@ class Consumer {
   }
 
  private:
-  template <class Softmax, class S, class P, class O>
-  __device__ __forceinline__ void walk_one(Softmax& softmax, S& tSrS, P& tOrP, O& tOrO) {
+  template <class Softmax, class Q, class S, class P, class O>
+  __device__ __forceinline__ void walk_one(Softmax& softmax, Q& tSrQ, S& tSrS, P& tOrP, O& tOrO) {
     int k_slot = next_slot(), v_slot = kNoSlot;
     Step step = wait_step(k_slot);
-    start(k_slot, step, softmax, tSrS);
+    start(k_slot, step, softmax, tSrQ, tSrS);
     bool rescale = false;  // O is still zero
     release_stored();
     while (!step.last()) {
@@ -74,7 +79,7 @@ class Consumer {
       k_slot = next_slot();
       v_slot = next_slot();
       step = wait_step(k_slot);
-      rescale = overlap(k_slot, v_slot, step, softmax, tSrS, tOrP, tOrO);
+      rescale = overlap(k_slot, v_slot, step, softmax, tSrQ, tSrS, tOrP, tOrO);
     }
     settle(v_slot, rescale, softmax, tSrS, tOrP, tOrO);
     finish(next_slot(), tOrP, tOrO);
@@ -82,12 +87,12 @@ class Consumer {
 
   // The union of two lists: a block that this warp group did not select is waited for, so that phases stay in step, and skipped.
   // V of a selected block is consumed before the next unselected one is passed: a held slot would stall the ring.
-  template <class Softmax, class S, class P, class O>
-  __device__ __forceinline__ void walk_union(Softmax& softmax, S& tSrS, P& tOrP, O& tOrO) {
+  template <class Softmax, class Q, class S, class P, class O>
+  __device__ __forceinline__ void walk_union(Softmax& softmax, Q& tSrQ, S& tSrS, P& tOrP, O& tOrO) {
     bool pending = false;  // S of the previous block waits for its V
     bool rescale = false;
     int held_slot = kNoSlot;  // V slot of a product that may still run
-    Step step{0};
+    Step step{};
     bool first = true;
     clear(tSrS);
     do {
@@ -99,12 +104,12 @@ class Consumer {
       held_slot = kNoSlot;
       rescale = false;
       if (selected && pending) {
-        rescale = overlap(k_slot, v_slot, step, softmax, tSrS, tOrP, tOrO);
+        rescale = overlap(k_slot, v_slot, step, softmax, tSrQ, tSrS, tOrP, tOrO);
         held_slot = v_slot;
       } else {
         if (pending) finish(v_slot, tOrP, tOrO);
         else if (!first) skip(v_slot);
-        if (selected) rescale = start(k_slot, step, softmax, tSrS);
+        if (selected) rescale = start(k_slot, step, softmax, tSrQ, tSrS);
         else release(k_slot);
       }
       pending = selected;
@@ -116,28 +121,28 @@ class Consumer {
   }
 
   // S = softmax numerators of one block, alone. Returns whether O must be rescaled.
-  template <class Softmax, class S>
-  __device__ __forceinline__ bool start(int k_slot, Step step, Softmax& softmax, S& tSrS) {
-    issue_qk(k_slot, tSrS);
+  template <class Softmax, class Q, class S>
+  __device__ __forceinline__ bool start(int k_slot, Step const& step, Softmax& softmax, Q& tSrQ, S& tSrS) {
+    issue_qk(k_slot, tSrQ, tSrS);
     cute::warpgroup_wait<0>();
     release(k_slot);
-    mask(tSrS, step.block());
+    mask(tSrS, step);
     return softmax.step(tSrS);
   }
 
   // Q K^T of this block, and behind it O += P V of the previous one; the softmax of this block runs under that second product,
   // which is waited for by settle() at the head of the next step. (Waited for in the same basic block, ptxas moves the wait
   // above the exponentials that it should hide.) Returns whether O must be rescaled.
-  template <class Softmax, class S, class P, class O>
-  __device__ __forceinline__ bool overlap(int k_slot, int v_slot, Step step, Softmax& softmax, S& tSrS, P& tOrP, O& tOrO) {
+  template <class Softmax, class Q, class S, class P, class O>
+  __device__ __forceinline__ bool overlap(int k_slot, int v_slot, Step const& step, Softmax& softmax, Q& tSrQ, S& tSrS, P& tOrP, O& tOrO) {
     if constexpr (kOneList) await_turn();
-    issue_qk(k_slot, tSrS);
+    issue_qk(k_slot, tSrQ, tSrS);
     wait(v_slot);
     issue_pv(v_slot, tOrP, tOrO);
     if constexpr (kOneList) pass_turn(warp_group_ ^ 1);
     cute::warpgroup_wait<1>();
     release(k_slot);
-    mask(tSrS, step.block());
+    mask(tSrS, step);
     return softmax.step(tSrS);
   }
 
@@ -159,15 +164,41 @@ class Consumer {
     release(v_slot);
   }
 
-  template <class S>
-  __device__ __forceinline__ void issue_qk(int k_slot, S& tSrS) {
+  __device__ __forceinline__ auto q_tile() const {
     using namespace cute;
-    auto sQ = make_tensor(make_smem_ptr(smem_.q), typename Traits::LayoutQ{});
+    return make_tensor(make_smem_ptr(smem_.q), typename Traits::LayoutQ{})(_, _, warp_group_, q_ring_.slot);
+  }
+
+  // Registers for the whole Q tile, or nothing: descriptors are made where they are used.
+  __device__ __forceinline__ auto make_q_fragment() const {
+    using namespace cute;
+    if constexpr (Traits::kQInRegisters)
+      return make_tensor<Element>(partition_shape_A(mma_qk_, Shape<typename Traits::Rows, typename Traits::HeadDim>{}));
+    else return 0;
+  }
+
+  template <class Q>
+  __device__ __forceinline__ void fetch_q(Q& tSrQ) const {
+    using namespace cute;
+    if constexpr (Traits::kQInRegisters) {
+      auto tiled_copy = make_tiled_copy_A(Copy_Atom<SM75_U32x4_LDSM_N, Element>{}, mma_qk_);
+      auto thr_copy = tiled_copy.get_slice(thread_);
+      copy(tiled_copy, thr_copy.partition_S(as_position_independent_swizzle_tensor(q_tile())), thr_copy.retile_D(tSrQ));
+    }
+  }
+
+  template <class Q, class S>
+  __device__ __forceinline__ void issue_qk(int k_slot, Q& tSrQ, S& tSrS) {
+    using namespace cute;
     auto sK = make_tensor(make_smem_ptr(smem_.kv), typename Traits::LayoutK{});
     auto thr_mma = mma_qk_.get_slice(thread_);
-    auto tSrQ = thr_mma.partition_fragment_A(sQ(_, _, warp_group_, q_ring_.slot));
     auto tSrK = thr_mma.partition_fragment_B(sK(_, _, k_slot));
-    issue_gemm<false>(mma_qk_, tSrQ, tSrK, tSrS);
+    if constexpr (Traits::kQInRegisters) {
+      issue_gemm<false>(mma_qk_, tSrQ, tSrK, tSrS);
+    } else {
+      auto tSdQ = thr_mma.partition_fragment_A(q_tile());
+      issue_gemm<false>(mma_qk_, tSdQ, tSrK, tSrS);
+    }
   }
 
   template <class P, class O>
@@ -178,17 +209,23 @@ class Consumer {
     issue_gemm<true>(mma_pv_, tOrP, tOrV, tOrO);
   }
 
-  // Bottom-right causal, only where the block reaches past what this warp group's first row sees. The length of K needs no mask
-  // of its own: no valid row sees past it.
+  // Bottom-right causal, only where a block reaches past what this warp group's first row sees; a missing block is hidden
+  // whole. The length of K needs no mask of its own: no valid row sees past it.
   template <class S>
-  __device__ __forceinline__ void mask(S& tSrS, int block) const {
-    int const first_key = block * Traits::kTileN;
-    if (first_key + Traits::kTileN - 1 <= row0_ + params_.prefix) return;
-    int const last_visible = row_in_tile() + row0_ + params_.prefix - first_key - 2 * (thread_ % 4);  // of row r = 0, column c = 0
+  __device__ __forceinline__ void mask(S& tSrS, Step const& step) const {
+    constexpr int kBlockK = Traits::kBlockK, kLast = Traits::kBlocksPerTile - 1;
+    int const first_row_sees = row0_ + params_.prefix;  // lists fall: if the first block needs no mask, no later one does
+    if (step.blocks[kLast].exists() && (step.blocks[0].index() + 1) * kBlockK - 1 <= first_row_sees) return;
+    int last_visible[Traits::kBlocksPerTile];  // in the block, of this thread's row r = 0 and column c = 0
+    CUTE_UNROLL
+    for (int b = 0; b <= kLast; ++b) {
+      Block const block = step.blocks[b];
+      last_visible[b] = block.exists() ? first_row_sees + row_in_tile() - block.index() * kBlockK - 2 * (thread_ % 4) : INT_MIN / 2;
+    }
     CUTE_UNROLL
     for (int i = 0; i < cute::size(tSrS); ++i) {
       int const column = 8 * (i / 4) + i % 2, row = 8 * ((i / 2) % 2);
-      if (column > last_visible + row) tSrS(i) = -INFINITY;
+      if (column % kBlockK > last_visible[column / kBlockK] + row) tSrS(i) = -INFINITY;
     }
   }
 
@@ -219,7 +256,7 @@ class Consumer {
 
     auto tOrOut = make_tensor<Element>(tOrO.layout());
     to_element(tOrO, tOrOut);
-    auto sO = make_tensor(make_smem_ptr(smem_.q), typename Traits::LayoutQ{})(_, _, warp_group_, q_ring_.slot);
+    auto sO = q_tile();
     auto tiled_copy = make_tiled_copy_C(Copy_Atom<SM90_U32x4_STSM_N, Element>{}, mma_pv_);
     auto thr_copy = tiled_copy.get_slice(thread_);
     release_stored();
@@ -257,7 +294,7 @@ class Consumer {
   __device__ __forceinline__ void wait(int slot) const { smem_.kv_full[slot].wait((slot_phase_ >> slot) & 1); }
   __device__ __forceinline__ Step wait_step(int k_slot) const {
     wait(k_slot);
-    return Step{smem_.steps[k_slot]};
+    return smem_.steps[k_slot];
   }
   __device__ __forceinline__ void release(int slot) const {
     __syncwarp();

@@ -70,10 +70,8 @@ cudaError_t launch(Problem const& p, int num_sms, cudaStream_t stream) {
 
   auto const q_layout = take<0, 2>(typename Traits::LayoutQ{});
   auto const tma_q = make_tma_copy(SM90_TMA_LOAD{}, q, q_layout, QTile{}, _1{});
-  auto const tma_k = make_tma_copy(SM90_TMA_LOAD{}, k, take<0, 2>(typename Traits::LayoutK{}),
-                                   Shape<typename Traits::TileN, typename Traits::HeadDim>{}, _1{});
-  auto const tma_v = make_tma_copy(SM90_TMA_LOAD{}, v, take<0, 2>(typename Traits::LayoutV{}),
-                                   Shape<typename Traits::HeadDim, typename Traits::TileN>{}, _1{});
+  auto const tma_k = make_tma_copy(SM90_TMA_LOAD{}, k, typename Traits::BoxK{});
+  auto const tma_v = make_tma_copy(SM90_TMA_LOAD{}, v, typename Traits::BoxV{});
   auto const tma_o = make_tma_copy(SM90_TMA_STORE{}, out, q_layout, QTile{}, _1{});
 
   int64_t const kv_bytes_per_head = int64_t(p.seqlen_k) * Traits::kHeadDim * 2 * sizeof(Element);

@@ -12,33 +12,37 @@ namespace prism::attend {
 template <class Traits, class TmaQ, class TmaK, class TmaV>
 class Loader {
   using Storage = typename Traits::SharedStorage;
+  static constexpr int kStepBlocks = Traits::kBlocksPerTile;
+  using Step = attend::Step<kStepBlocks>;
 
  public:
   __device__ __forceinline__ Loader(Params const& params, TmaQ const& tma_q, TmaK const& tma_k, TmaV const& tma_v, Storage& smem)
       : params_(params), tma_q_(tma_q), tma_k_(tma_k), tma_v_(tma_v), smem_(smem) {}
 
   __device__ __forceinline__ void run() {
-    int kv_head = 0, batch = 0, previous_block = 0;
+    int kv_head = 0, batch = 0;
     bool has_previous = false;
+    Step previous{};
     while (true) {
       smem_.chunk_full[chunk_ring_.slot].wait(chunk_ring_.phase);
       auto const& chunk = smem_.chunks[chunk_ring_.slot];
       if (chunk.first) {
         batch = chunk.batch;
         kv_head = params_.group_divmod.divide(chunk.q_head);
-        open_tile(chunk.q_tile, chunk.q_head, batch, chunk.num_steps);
+        open_tile(chunk.q_tile, chunk.q_head, batch, chunk.num_blocks);
         if (chunk.q_tile < 0) return;
       }
-      int const steps = chunk.num_steps;
-      for (int n = 0; n < steps; ++n) {
-        Step const step{chunk.steps[n]};
+      for (int n = 0; n < chunk.num_blocks; n += kStepBlocks) {
+        Step step;
+        CUTE_UNROLL
+        for (int i = 0; i < kStepBlocks; ++i) step.blocks[i] = {chunk.blocks[n + i]};
         load_k(step, kv_head, batch);
-        if (has_previous) load_v(previous_block, kv_head, batch);
-        previous_block = step.block();
+        if (has_previous) load_v(previous, kv_head, batch);
+        previous = step;
         has_previous = true;
       }
       if (chunk.last && has_previous) {
-        load_v(previous_block, kv_head, batch);
+        load_v(previous, kv_head, batch);
         has_previous = false;
       }
       smem_.chunk_empty[chunk_ring_.slot].arrive();
@@ -72,29 +76,48 @@ class Loader {
     }
   }
 
-  __device__ __forceinline__ void load_k(Step step, int kv_head, int batch) {
+  __device__ __forceinline__ void load_k(Step const& step, int kv_head, int batch) {
     using namespace cute;
     auto& full = acquire_slot();
-    smem_.steps[kv_ring_.slot] = step.packed;
+    smem_.steps[kv_ring_.slot] = step;
     full.arrive_and_expect_tx(Traits::kKvBytes);
-    auto sK = make_tensor(make_smem_ptr(smem_.kv), typename Traits::LayoutK{});
-    auto mK = tma_k_.get_tma_tensor(make_shape(params_.seqlen_k, typename Traits::HeadDim{}, params_.kv_head_divmod.divisor, params_.num_batches));
-    auto gK = local_tile(mK(_, _, kv_head, batch), Shape<typename Traits::TileN, typename Traits::HeadDim>{},
-                         make_coord(step.block(), _0{}));
-    copy_tile(tma_k_, gK, sK(_, _, kv_ring_.slot), full, TMA::CacheHintSm90::EVICT_LAST);
+    using Box = Shape<typename Traits::BlockK, typename Traits::SlabDims>;
+    auto sK = make_tensor(make_smem_ptr(smem_.kv), typename Traits::LayoutK{})(_, _, kv_ring_.slot);
+    auto mK = tma_k_.get_tma_tensor(
+        make_shape(params_.seqlen_k, typename Traits::HeadDim{}, params_.kv_head_divmod.divisor, params_.num_batches));
+    CUTE_UNROLL
+    for (int i = 0; i < kStepBlocks; ++i) {
+      CUTE_UNROLL
+      for (int slab = 0; slab < Traits::kSlabs; ++slab) {
+        copy_tile(tma_k_, local_tile(mK(_, _, kv_head, batch), Box{}, make_coord(block_or_first(step, i), slab)),
+                  local_tile(sK, Box{}, make_coord(i, slab)), full, TMA::CacheHintSm90::EVICT_LAST);
+      }
+    }
     kv_ring_.advance();
   }
 
-  __device__ __forceinline__ void load_v(int block, int kv_head, int batch) {
+  __device__ __forceinline__ void load_v(Step const& step, int kv_head, int batch) {
     using namespace cute;
     auto& full = acquire_slot();
     full.arrive_and_expect_tx(Traits::kKvBytes);
-    auto sV = make_tensor(make_smem_ptr(smem_.kv), typename Traits::LayoutV{});
-    auto mV = tma_v_.get_tma_tensor(make_shape(typename Traits::HeadDim{}, params_.seqlen_k, params_.kv_head_divmod.divisor, params_.num_batches));
-    auto gV = local_tile(mV(_, _, kv_head, batch), Shape<typename Traits::HeadDim, typename Traits::TileN>{},
-                         make_coord(_0{}, block));
-    copy_tile(tma_v_, gV, sV(_, _, kv_ring_.slot), full, TMA::CacheHintSm90::EVICT_LAST);
+    using Box = Shape<typename Traits::SlabDims, typename Traits::BlockK>;
+    auto sV = make_tensor(make_smem_ptr(smem_.kv), typename Traits::LayoutV{})(_, _, kv_ring_.slot);
+    auto mV = tma_v_.get_tma_tensor(
+        make_shape(typename Traits::HeadDim{}, params_.seqlen_k, params_.kv_head_divmod.divisor, params_.num_batches));
+    CUTE_UNROLL
+    for (int i = 0; i < kStepBlocks; ++i) {
+      CUTE_UNROLL
+      for (int slab = 0; slab < Traits::kSlabs; ++slab) {
+        copy_tile(tma_v_, local_tile(mV(_, _, kv_head, batch), Box{}, make_coord(slab, block_or_first(step, i))),
+                  local_tile(sV, Box{}, make_coord(slab, i)), full, TMA::CacheHintSm90::EVICT_LAST);
+      }
+    }
     kv_ring_.advance();
+  }
+
+  // A missing block is masked by the consumers, but its V must be finite: load the tile's first block again.
+  static __device__ __forceinline__ int block_or_first(Step const& step, int i) {
+    return (step.blocks[i].exists() ? step.blocks[i] : step.blocks[0]).index();
   }
 
   __device__ __forceinline__ typename Traits::TransactionBarrier& acquire_slot() {

@@ -1,4 +1,4 @@
-// The walker warp: takes tiles in order, reads their block lists ahead of everybody and hands them on in chunks of 32 steps, so
+// The walker warp: takes tiles in order, reads their block lists ahead of everybody and hands them on in chunks of 32 blocks, so
 // that no TMA issue ever waits on a global load. Owns the tile order and the merge of two lists; knows nothing of Q, K or V.
 #pragma once
 
@@ -49,7 +49,7 @@ struct DescendingList {
 template <class Traits>
 class Walker {
   using Storage = typename Traits::SharedStorage;
-  static constexpr int kChunkSteps = Traits::kChunkSteps;
+  static constexpr int kChunkBlocks = Traits::kChunkBlocks;
 
  public:
   __device__ __forceinline__ Walker(Params const& params, Storage& smem, int lane) : params_(params), smem_(smem), lane_(lane) {}
@@ -62,7 +62,7 @@ class Walker {
       walk(tile_coord(params_, tile));
       tile = __shfl_sync(~0u, next, 0);
     }
-    emit({-1, 0, 0}, 0, true, true, 0);
+    emit({-1, 0, 0}, Block::none(), true, true, 0);
   }
 
  private:
@@ -80,61 +80,63 @@ class Walker {
 
   __device__ __forceinline__ void walk_one(TileCoord tile) {
     constexpr int kAllWarpGroups = (1 << Traits::kWarpGroups) - 1;
+    constexpr int kStep = Traits::kBlocksPerTile;
     DescendingList list(params_, tile, tile.q_tile);
     bool first = true;
     do {
       list.load(lane_);
-      int const steps = min(list.remaining, kChunkSteps);
-      list.remaining -= steps;
+      int const blocks = min(list.remaining, kChunkBlocks);
+      list.remaining -= blocks;
       bool const last = list.remaining == 0;
-      emit(tile, Step::make(list.held, last && lane_ == steps - 1, kAllWarpGroups).packed, first, last, steps);
+      bool const in_last_step = last && lane_ / kStep == (blocks - 1) / kStep;
+      emit(tile, Block::make(list.held, in_last_step, kAllWarpGroups), first, last, blocks);
       first = false;
     } while (list.remaining > 0);
   }
 
-  // Two neighbouring query blocks share a tile: their lists are merged, each step marked with who selected it.
+  // Two neighbouring query blocks share a tile: their lists are merged, each block marked with who selected it.
   __device__ __forceinline__ void walk_union(TileCoord tile) {
     DescendingList a(params_, tile, 2 * tile.q_tile), b(params_, tile, 2 * tile.q_tile + 1);
     a.load(lane_);
     b.load(lane_);
-    int a_held = 0, b_held = 0;  // entries taken of the 32 held
+    int a_taken = 0, b_taken = 0;  // of the 32 entries held
     bool first = true;
     do {
-      int packed = 0, steps = 0;
-      while (steps < kChunkSteps && a.remaining + b.remaining > 0) {
-        int const block_a = a.remaining > 0 ? __shfl_sync(~0u, a.held, a_held) : -1;
-        int const block_b = b.remaining > 0 ? __shfl_sync(~0u, b.held, b_held) : -1;
+      Block mine = Block::none();
+      int blocks = 0;
+      while (blocks < kChunkBlocks && a.remaining + b.remaining > 0) {
+        int const block_a = a.remaining > 0 ? __shfl_sync(~0u, a.held, a_taken) : -1;
+        int const block_b = b.remaining > 0 ? __shfl_sync(~0u, b.held, b_taken) : -1;
         bool const take_a = block_a >= block_b, take_b = block_b >= block_a;
-        take(a, a_held, take_a);
-        take(b, b_held, take_b);
+        if (take_a) take(a, a_taken);
+        if (take_b) take(b, b_taken);
         bool const last = a.remaining + b.remaining == 0;
-        if (lane_ == steps) packed = Step::make(max(block_a, block_b), last, int(take_a) | (int(take_b) << 1)).packed;
-        ++steps;
+        if (lane_ == blocks) mine = Block::make(max(block_a, block_b), last, int(take_a) | (int(take_b) << 1));
+        ++blocks;
       }
-      bool const last = a.remaining + b.remaining == 0;
-      emit(tile, packed, first, last, steps);
+      emit(tile, mine, first, a.remaining + b.remaining == 0, blocks);
       first = false;
     } while (a.remaining + b.remaining > 0);
   }
 
-  __device__ __forceinline__ void take(DescendingList& list, int& held, bool taken) {
-    if (!taken) return;
+  __device__ __forceinline__ void take(DescendingList& list, int& taken) {
     --list.remaining;
-    if (++held == kChunkSteps) {
+    if (++taken == kChunkBlocks) {
       list.load(lane_);
-      held = 0;
+      taken = 0;
     }
   }
 
-  __device__ __forceinline__ void emit(TileCoord tile, int packed_step, bool first, bool last, int steps) {
+  // block: this lane's entry of the chunk, meaningful in the first `blocks` lanes.
+  __device__ __forceinline__ void emit(TileCoord tile, Block block, bool first, bool last, int blocks) {
     smem_.chunk_empty[ring_.slot].wait(ring_.phase ^ 1);
     auto& chunk = smem_.chunks[ring_.slot];
-    chunk.steps[lane_] = packed_step;
+    chunk.blocks[lane_] = lane_ < blocks ? block.packed : Block::none().packed;
     if (lane_ == 0) {
       chunk.q_tile = tile.q_tile;
       chunk.q_head = tile.q_head;
       chunk.batch = tile.batch;
-      chunk.num_steps = steps;
+      chunk.num_blocks = blocks;
       chunk.first = first;
       chunk.last = last;
     }
