@@ -28,7 +28,7 @@ from tools.check import arguments as wrong_arguments  # noqa: E402
 from tools.check import attend_speed, build, graph, numerics, sanitizer, select_speed, selection  # noqa: E402
 from tools.check.kernels import Kernel, bundle_kernels, reference_kernels  # noqa: E402
 from tools.check.options import SANITIZED, Options, parse  # noqa: E402
-from tools.check.report import DeviceLostError, Report, current_case  # noqa: E402
+from tools.check.report import DeviceLostError, Report, current_case, current_path  # noqa: E402
 from tools.check.table import print_failures, print_table, read_records  # noqa: E402
 
 FIGURE_SECTIONS = ("attend_speed", "select_speed")
@@ -136,6 +136,7 @@ def main(arguments: list[str]) -> int:
         if section == "build" and not options.bundle:
             continue
         supervise(section, options, [*arguments, "--out", str(options.out.resolve())])
+    current_path(options.out).unlink(missing_ok=True)
     records = read_records(options.out)
     print_table([record for record in records if record["section"] in FIGURE_SECTIONS])
     return int(print_failures(records) > 0)
