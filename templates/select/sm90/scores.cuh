@@ -81,14 +81,15 @@ struct QueryFragments {
 };
 
 // scores[row * row_stride + column] = scale * <q_mean[row], k_mean[column]> over the band, for columns 0 .. num_cols - 1
-// (and up to the next multiple of 32: their values mean nothing). Every warp takes its own groups of columns.
+// (and up to the next multiple of 32 at most: their values mean nothing). Every warp takes its own groups of columns.
 template <class Band, int kTileRows, int kThreads, int kHeadDim>
 struct BandScores {
   using Fragments = QueryFragments<Band, kTileRows>;
   static constexpr int kMTiles = Fragments::kMTiles;
   static constexpr int kPairs = Fragments::kPairs;
-  static constexpr int kNTiles = kWarpSize / kMmaCols;  // 32 columns a group: one A fragment feeds 4 MMAs
+  static constexpr int kNTiles = 4 / kMTiles;  // 16 accumulator registers, and 12 MMAs for every 2 kMTiles loads of A
   static constexpr int kGroupCols = kNTiles * kMmaCols;
+  static_assert(kNTiles > 0 && kWarpSize % kGroupCols == 0, "tile_rows must be 16, 32 or 64");
 
   CUTE_DEVICE static void run(Fragments const& q, float const* k_mean, int num_cols, float scale, float* scores,
                               int row_stride) {
