@@ -98,7 +98,7 @@ def supervise(section: str, options: Options, arguments: list[str]) -> None:
     start = time.monotonic()
     print(f"== {section}", flush=True)
     command = [sys.executable, str(Path(__file__).resolve()), *arguments, "--worker", section]
-    child = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    child = subprocess.Popen(command, start_new_session=True)
     late = threading.Event()
 
     def kill() -> None:
