@@ -35,14 +35,15 @@ def _select(head_dim: int, tile_rows: int, threads: int) -> Row:
     return Row("select", "sm90", {"head_dim": (head_dim,)}, SelectSchedule(tile_rows=tile_rows, threads=threads))
 
 
-def _attend(head_dim: int, block_size_q: int, block_size_k: int, *, tile_m: int, kv_stages: int) -> Row:
+def _attend(head_dim: int, block_size_q: int, block_size_k: int, *, tile_n: int, kv_stages: int) -> Row:
     facts: Facts = {
         "dtype": TWO_BYTE_DTYPES,
         "head_dim": (head_dim,),
         "block_size_q": (block_size_q,),
         "block_size_k": (block_size_k,),
     }
-    return Row("attend", "sm90", facts, AttendSchedule(tile_m=tile_m, kv_stages=kv_stages))
+    schedule = AttendSchedule(tile_m=128, tile_n=tile_n, kv_stages=kv_stages, q_in_registers=False)
+    return Row("attend", "sm90", facts, schedule)
 
 
 ROWS: tuple[Row, ...] = (
@@ -54,12 +55,12 @@ ROWS: tuple[Row, ...] = (
     _select(64, tile_rows=16, threads=256),
     _select(128, tile_rows=16, threads=256),
     # head_dim 128: the slots fill shared memory (160 KiB beside 64 KiB of Q). head_dim 64: 128 KiB is plenty.
-    _attend(64, 128, 128, tile_m=128, kv_stages=8),
-    _attend(64, 128, 64, tile_m=128, kv_stages=12),
-    _attend(64, 64, 64, tile_m=128, kv_stages=12),
-    _attend(128, 128, 128, tile_m=128, kv_stages=5),
-    _attend(128, 128, 64, tile_m=128, kv_stages=10),
-    _attend(128, 64, 64, tile_m=128, kv_stages=10),
+    _attend(64, 128, 128, tile_n=128, kv_stages=8),
+    _attend(64, 128, 64, tile_n=128, kv_stages=8),
+    _attend(64, 64, 64, tile_n=64, kv_stages=12),
+    _attend(128, 128, 128, tile_n=128, kv_stages=5),
+    _attend(128, 128, 64, tile_n=128, kv_stages=5),
+    _attend(128, 64, 64, tile_n=64, kv_stages=10),
 )
 
 

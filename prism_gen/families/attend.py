@@ -31,10 +31,16 @@ class AttendProblem(Struct, frozen=True, kw_only=True):
 
 
 class AttendSchedule(Struct, frozen=True, kw_only=True):
-    """tile_m: query rows per CTA. kv_stages: shared-memory slots, each one K or one V tile of block_size_k tokens."""
+    """How one attend kernel is tiled.
+
+    tile_m: query rows per CTA. tile_n: keys per step, one or two blocks. kv_stages: shared-memory slots, each one K or
+    one V tile of tile_n tokens. q_in_registers: Q K^T reads Q from registers instead of shared memory.
+    """
 
     tile_m: int
+    tile_n: int
     kv_stages: int
+    q_in_registers: bool
 
 
 def smem_bytes(spec: KernelSpec) -> int:
@@ -45,7 +51,7 @@ def smem_bytes(spec: KernelSpec) -> int:
     problem: AttendProblem = spec.problem
     schedule: AttendSchedule = spec.schedule
     row_bytes = problem.head_dim * dtype(problem.dtype).num_bytes
-    kv_ring_bytes = schedule.kv_stages * problem.block_size_k * row_bytes
+    kv_ring_bytes = schedule.kv_stages * schedule.tile_n * row_bytes
     total = 2 * schedule.tile_m * row_bytes + kv_ring_bytes + METADATA_BYTES
     limit = arch(spec.arch).smem_limit_bytes
     if total > limit:
@@ -66,6 +72,8 @@ def _context(spec: KernelSpec) -> dict[str, Any]:
         "block_size_q": problem.block_size_q,
         "block_size_k": problem.block_size_k,
         "tile_m": schedule.tile_m,
+        "tile_n": schedule.tile_n,
+        "q_in_registers": "true" if schedule.q_in_registers else "false",
         "kv_stages": schedule.kv_stages,
         "smem_bytes": smem_bytes(spec),
     }

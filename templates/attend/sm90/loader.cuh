@@ -117,7 +117,8 @@ class Loader {
 
   // A missing block is masked by the consumers, but its V must be finite: load the tile's first block again.
   static __device__ __forceinline__ int block_or_first(Step const& step, int i) {
-    return (step.blocks[i].exists() ? step.blocks[i] : step.blocks[0]).index();
+    int const index = step.blocks[i].index();
+    return index >= 0 ? index : step.blocks[0].index();
   }
 
   __device__ __forceinline__ typename Traits::TransactionBarrier& acquire_slot() {
