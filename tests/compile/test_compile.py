@@ -20,6 +20,7 @@ from prism_gen.errors import CompileError
 from prism_gen.families import FAMILIES
 from prism_gen.fingerprint import make_source
 from prism_gen.manifest import KernelEntry
+from prism_gen.model import RopeSpec
 from prism_gen.model_config import load_model_config
 from prism_gen.render import render, template_root
 from prism_gen.specialize import specialize
@@ -110,6 +111,28 @@ def test_library_needs_only_the_c_and_cxx_runtimes(kernels, bundle):
         # No libcudart, libcuda, libtorch, libpython; and no libtvm_ffi, whose symbols the loading process provides.
         assert needed <= {"libstdc++", "libgcc_s", "libc", "libm", "ld-linux-x86-64"}, entry.name
         assert "libc" in needed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_every_supported_combination_compiles(make_model, toolchain, tmp_path, head_dim, dtype):
+    model = make_model(
+        head_dim=head_dim,
+        dtype=dtype,
+        rope=RopeSpec(rotary_dim=head_dim),
+        block_sizes=((128, 128), (128, 64), (64, 64)),
+    )
+    manifest = build(
+        [model],
+        archs=["sm90"],
+        out=tmp_path / "bundle",
+        cache=CACHE,
+        toolchain=toolchain,
+        jobs=default_jobs(),
+        report=lambda event: None,
+    )
+    assert len(manifest.kernels) == 6  # two pools, one select, three attends; each passed its gates
 
 
 @pytest.fixture
