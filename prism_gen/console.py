@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -108,21 +109,22 @@ def print_manifest(console: Console, bundle: Path, manifest: Manifest) -> None:
 
 
 def _kernel_table(bundle: Path, manifest: Manifest) -> Table:
-    table = Table(title=None)
-    table.add_column("kernel", no_wrap=True, overflow="fold")
-    for heading in ("registers", "smem KiB", "spills B", "tensor-core ops"):
-        table.add_column(heading, justify="right")
-    table.add_column("file")
+    """Narrow enough for 80 columns; units stand in the caption."""
+    caption = "regs a thread, smem KiB a CTA, spill bytes, MMA instructions, library MB"
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False, padding=(0, 1))
+    table.add_column("kernel", no_wrap=True)
+    for heading in ("regs", "smem", "spill", "MMA", "MB"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for entry in manifest.kernels:
         matrix_op = ARCHS[entry.arch].tensor_core_sass[0] if entry.arch in ARCHS else ""
         path = bundle / entry.file
         table.add_row(
             entry.name,
             str(entry.registers),
-            f"{entry.smem_bytes / 1024:.1f}",
+            f"{entry.smem_bytes / 1024:.0f}",
             str(entry.spill_bytes),
-            f"{count} {matrix_op}" if (count := entry.instructions.get(matrix_op, 0)) else "-",
-            f"{path.stat().st_size / 1e6:.2f} MB" if path.exists() else "[red]missing[/red]",
+            str(entry.instructions.get(matrix_op, 0) or "-"),
+            f"{path.stat().st_size / 1e6:.1f}" if path.exists() else "[red]missing[/red]",
         )
     return table
 

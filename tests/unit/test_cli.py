@@ -78,8 +78,23 @@ def test_options_reach_the_kernels(prism):
 def test_inspect_shows_kernels_and_tools(prism):
     prism("build", "-m", CONFIG, "--out", "b")
     shown = prism("inspect", "b").stdout
-    for words in ("b: 3 kernels", "32/8 heads of 128", "attend-sm90-bf16-d128-b128x128", "1 HGMMA", "nvcc 13.0.88"):
+    for words in ("b: 3 kernels", "32/8 heads of 128", "attend-sm90-bf16-d128-b128x128", "nvcc 13.0.88"):
         assert words in shown
+    (row,) = (line.split() for line in shown.splitlines() if line.startswith(" attend-"))
+    assert row[1] == "32"  # registers
+    assert row[3:5] == ["0", "1"]  # spilled bytes, tensor-core instructions
+
+
+def test_inspect_fits_eighty_columns_and_marks_a_missing_library(prism, tmp_path, monkeypatch):
+    prism("build", "-m", CONFIG, "--out", "b")
+    for library in (tmp_path / "b" / "lib").glob("pool-*"):
+        library.unlink()
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = prism("inspect", "b").stdout
+    table = [line for line in shown.splitlines() if line.startswith((" pool-", " select-", " attend-"))]
+    assert len(table) == 3
+    assert max(map(len, table)) <= 80
+    assert table[0].split()[-1] == "missing"
 
 
 @pytest.mark.parametrize(
