@@ -124,7 +124,7 @@ def _kernel_table(bundle: Path, manifest: Manifest) -> Table:
             f"{entry.smem_bytes / 1024:.0f}",
             str(entry.spill_bytes),
             str(entry.instructions.get(matrix_op, 0) or "-"),
-            f"{path.stat().st_size / 1e6:.1f}" if path.exists() else "[red]missing[/red]",
+            f"{path.stat().st_size / 1e6:.1f}" if path.exists() else "[red]gone[/red]",
         )
     return table
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from prism_gen.build import build
+from prism_gen.manifest import Manifest
 from prism_gen.model import ModelSpec, RopeSpec, SelectionSpec
 from prism_gen.toolchain import Toolchain
 
@@ -109,3 +111,33 @@ def fake(tmp_path: Path) -> FakeToolchain:
     """A toolchain that only pretends to compile."""
     (tmp_path / "cuda").mkdir()
     return FakeToolchain(tmp_path / "cuda" / "bin")
+
+
+@pytest.fixture
+def run_build(fake: FakeToolchain, templates: Path, tmp_path: Path) -> Callable[..., Manifest]:
+    """Build models with the pretended compiler; returns the manifest."""
+
+    def run(*models, out="bundle", toolchain=None, jobs=2):
+        return build(
+            models,
+            archs=["sm90"],
+            out=tmp_path / out,
+            cache=tmp_path / "cache",
+            toolchain=toolchain or fake.toolchain(),
+            jobs=jobs,
+            report=lambda event: None,
+            root=templates,
+        )
+
+    return run
+
+
+@pytest.fixture
+def tree() -> Callable[[Path], dict[str, bytes]]:
+    """Function: folder -> path below it -> bytes, of every file."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+    return read

@@ -94,7 +94,7 @@ def test_inspect_fits_eighty_columns_and_marks_a_missing_library(prism, tmp_path
     table = [line for line in shown.splitlines() if line.startswith((" pool-", " select-", " attend-"))]
     assert len(table) == 3
     assert max(map(len, table)) <= 80
-    assert table[0].split()[-1] == "missing"
+    assert table[0].split()[-1] == "gone"
 
 
 @pytest.mark.parametrize(
