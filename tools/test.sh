@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Everything that must hold: lint, types, and the tests, which compile each kernel family for real. Needs Python 3.10+ and
+# g++, no CUDA and no GPU; GPU tests skip where there is none. Arguments go to pytest: tools/test.sh tests/unit -k rope
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. tools/venv.sh runtime,toolchain,transformers,dev
+
+show ruff check .
+show ruff format --check .
+show mypy
+show python -m pytest "$@"
