@@ -21,7 +21,7 @@ from rich.console import Console
 from prism_gen.build import build as build_bundle
 from prism_gen.compile import default_jobs
 from prism_gen.console import BuildProgress, print_error, print_findings, print_manifest
-from prism_gen.errors import ConfigError, PrismError
+from prism_gen.errors import ConfigError, PrismError, UnsupportedError
 from prism_gen.manifest import encode_manifest, read_manifest
 from prism_gen.model import ModelSpec
 from prism_gen.model_config import load_model_config, parse_block_size
@@ -55,6 +55,7 @@ Cache = Annotated[
     Path, typer.Option(envvar="PRISM_GEN_CACHE", help="Folder of compiled kernels, shared by all builds and processes.")
 ]
 DEFAULT_CACHE = Path("generated/cache")
+RUNTIME_PACKAGES = ("torch", "safetensors", "matplotlib")  # of the extra `runtime`
 
 
 def _split(text: str, option: str) -> list[str]:
@@ -167,7 +168,7 @@ def doctor(nvcc: Nvcc = None, cache: Cache = DEFAULT_CACHE) -> None:
     console = Console()
     build_findings = diagnose(nvcc=nvcc, cache=cache)
     print_findings(console, "To build (no GPU needed):", build_findings)
-    print_findings(console, "To run:", [*map(_package_finding, ("torch", "safetensors", "matplotlib")), _gpu_finding()])
+    print_findings(console, "To run:", [*map(_package_finding, RUNTIME_PACKAGES), _gpu_finding()])
     if not all(finding.ok for finding in build_findings):
         raise typer.Exit(1)
 
@@ -185,7 +186,7 @@ def _gpu_finding() -> Finding:
     names = [line.split(":", 1)[1].strip() for gpu in gpus for line in gpu.read_text().splitlines() if "Model:" in line]
     if names:
         return Finding(name="GPU", ok=True, detail=", ".join(names))
-    fix = "use --backend reference, or copy the bundle to a machine with an sm90 GPU; bundles need no rebuild there"
+    fix = "use --backend reference, or copy the bundle to a machine with an sm90 GPU"
     return Finding(name="GPU", ok=False, detail="no NVIDIA driver", fix=fix)
 
 
@@ -206,7 +207,13 @@ def run(
 
     Example: `python -m prism_gen run --bundle generated/qwen3 --qkv sample.safetensors --plot mask.png`
     """
-    from prism_gen.runtime.run_layer import run_layer  # noqa: PLC0415 imports torch
+    try:
+        from prism_gen.runtime.run_layer import run_layer  # noqa: PLC0415 imports torch
+    except ModuleNotFoundError as error:
+        if error.name not in RUNTIME_PACKAGES:
+            raise
+        fix = "pip install torch 'prism-gen[runtime]', with the torch build for your CUDA; doctor shows the rest"
+        raise UnsupportedError(f"run needs {error.name}, which is not installed", fix=fix) from None
 
     run_layer(
         bundle=bundle,

@@ -21,4 +21,4 @@ if [ ! -x "$venv/bin/python" ] && ! "$python" -m venv "$venv"; then
 fi
 . "$venv/bin/activate"
 # torch is named first and pinned here: the extra takes any version from 2.5 on, this is the one that the tests know.
-show python -m pip install --quiet torch==2.13.0 --editable ".[$1]"
+show python -m pip install -qq torch==2.13.0 --editable ".[$1]"

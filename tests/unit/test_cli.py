@@ -121,6 +121,18 @@ def test_mistake_is_explained_without_a_traceback(prism, arguments, words):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("package", ["torch", "safetensors"])
+def test_run_without_a_runtime_package_names_the_extra(prism, tmp_path, monkeypatch, package):
+    absent = f"raise ModuleNotFoundError('No module named {package}', name={package!r})"
+    (tmp_path / f"{package}.py").write_text(absent, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{REPOSITORY}")
+    done = prism("run", "--bundle", "b", "--qkv", "x.safetensors")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: run needs {package}, which is not installed")
+    assert "prism-gen[runtime]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_doctor_reports_each_part_and_fails_where_it_cannot_build(prism, monkeypatch):
     healthy = prism("doctor")
     assert healthy.returncode == 0
