@@ -71,7 +71,7 @@ def _print_heading(
         where = f"cuda, the bundle's kernels on {torch.cuda.get_device_name(attention.device)}"
     else:
         where = "reference, plain torch on the CPU"
-        where += "" if was_asked else " (torch sees no CUDA device here; --backend cuda would be an error)"
+        where += "" if was_asked else " (torch sees no CUDA device)"
     console.print(f"[bold]{attention.model.name}[/bold] layer {attention.layer}, {file.name}")
     console.print(f"backend  {where}", highlight=False)
     console.print(

@@ -60,7 +60,7 @@ def test_report_holds_what_was_measured(bundle: Path, small_file: Path) -> None:
 def test_default_backend_is_said_aloud(bundle: Path, small_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     text, _ = run(bundle=bundle, qkv=small_file)
-    assert "reference, plain torch on the CPU (torch sees no CUDA device here" in text
+    assert "reference, plain torch on the CPU (torch sees no CUDA device)" in text
     with pytest.raises(DeviceError, match="torch sees no CUDA device"):
         run(bundle=bundle, qkv=small_file, backend="cuda")
 
