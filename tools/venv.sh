@@ -15,7 +15,7 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
   echo "error: $python is not Python 3.10 or newer; fix: PYTHON=/path/to/python3.12 $0" >&2
   exit 1
 fi
-if [ ! -x "$venv/bin/python" ] && ! "$python" -m venv "$venv"; then
+if [ ! -x "$venv/bin/pip" ] && ! "$python" -m venv "$venv"; then
   echo "error: $python cannot make a virtual environment; fix: apt-get install python3-venv" >&2
   exit 1
 fi
