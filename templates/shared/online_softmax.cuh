@@ -35,11 +35,15 @@ struct OnlineSoftmax {
   // Turns logits into unnormalised probabilities in place. Returns true if the output accumulator must be rescaled by o_scale.
   template <class Tensor>
   __device__ __forceinline__ bool step(Tensor& tS) {
+    // One running maximum a row and column parity: four chains hide the latency that two would show.
+    float partial[2 * kRows];
+    CUTE_UNROLL
+    for (int i = 0; i < 2 * kRows; ++i) partial[i] = fmaxf(row_max[i / 2], tS(i));
+    CUTE_UNROLL
+    for (int i = 2 * kRows; i < cute::size(tS); ++i) partial[i % 4] = fmaxf(partial[i % 4], tS(i));
     float new_max[kRows];
     CUTE_UNROLL
-    for (int r = 0; r < kRows; ++r) new_max[r] = row_max[r];
-    CUTE_UNROLL
-    for (int i = 0; i < cute::size(tS); ++i) new_max[(i / 2) % 2] = fmaxf(new_max[(i / 2) % 2], tS(i));
+    for (int r = 0; r < kRows; ++r) new_max[r] = fmaxf(partial[2 * r], partial[2 * r + 1]);
     bool grown = false;
     CUTE_UNROLL
     for (int r = 0; r < kRows; ++r) {

@@ -114,6 +114,7 @@ class Consumer {
       }
       pending = selected;
       first = false;
+      release_stored();
     } while (!step.last());
     settle(held_slot, rescale, softmax, tSrS, tOrP, tOrO);
     if (pending) finish(next_slot(), tOrP, tOrO);
