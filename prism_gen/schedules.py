@@ -31,8 +31,9 @@ def _pool(head_dim: int, block_size: int, threads: int) -> Row:
     return Row("pool", "sm90", facts, PoolSchedule(threads=threads))
 
 
-def _select(head_dim: int, tile_rows: int, threads: int) -> Row:
-    return Row("select", "sm90", {"head_dim": (head_dim,)}, SelectSchedule(tile_rows=tile_rows, threads=threads))
+def _select(head_dim: int, tile_rows: int, threads: int, cluster: int) -> Row:
+    schedule = SelectSchedule(tile_rows=tile_rows, threads=threads, cluster=cluster)
+    return Row("select", "sm90", {"head_dim": (head_dim,)}, schedule)
 
 
 def _attend(head_dim: int, block_size_q: int, block_size_k: int, *, tile_n: int, kv_stages: int) -> Row:
@@ -53,8 +54,9 @@ ROWS: tuple[Row, ...] = (
     _pool(64, 128, threads=256),
     _pool(128, 64, threads=256),
     _pool(128, 128, threads=256),
-    _select(64, tile_rows=16, threads=256),
-    _select(128, tile_rows=16, threads=256),
+    # 64 rows read k_mean together, and one warp of 8 CTAs takes one row; two CTAs share an SM.
+    _select(64, tile_rows=64, threads=256, cluster=8),
+    _select(128, tile_rows=64, threads=256, cluster=8),
     # head_dim 128: the slots fill shared memory (160 KiB beside 64 KiB of Q). head_dim 64: 128 KiB is plenty.
     _attend(64, 128, 128, tile_n=128, kv_stages=8),
     _attend(64, 128, 64, tile_n=128, kv_stages=8),

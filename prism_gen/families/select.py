@@ -26,10 +26,11 @@ class SelectProblem(Struct, frozen=True, kw_only=True):
 
 
 class SelectSchedule(Struct, frozen=True, kw_only=True):
-    """tile_rows: q blocks per CTA. threads: per CTA."""
+    """tile_rows: q blocks per cluster. threads: per CTA. cluster: CTAs that share the work on a tile: 1, 2, 4 or 8."""
 
     tile_rows: int
     threads: int
+    cluster: int
 
 
 def _context(spec: KernelSpec) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def _context(spec: KernelSpec) -> dict[str, Any]:
         "low_chunks": list(split.low_chunks),
         "tile_rows": schedule.tile_rows,
         "threads": schedule.threads,
+        "cluster": schedule.cluster,
     }
 
 

@@ -11,14 +11,16 @@ namespace prism {
 
 constexpr uint32_t kFixedOne = 1u << 30;  // probability 1: p * 2^30 is exact in fp32, and a row's sum fits uint32
 
+constexpr uint32_t kAllTies = 0xffffffffu;
+
 // Keeps values > value, and of those equal to it the `ties` with the lowest index. value 0 keeps everything visible.
 struct Cutoff {
   uint32_t value;
   uint32_t ties;
 };
 
-constexpr Cutoff kKeepAll{0u, 0xffffffffu};
-constexpr Cutoff kKeepNone{0xffffffffu, 0u};
+constexpr Cutoff kKeepAll{0u, kAllTies};
+constexpr Cutoff kKeepNone{0xffffffffu, kAllTies};
 
 CUTE_HOST_DEVICE int floor_log2(uint32_t x) {
 #if defined(__CUDA_ARCH__)
@@ -34,14 +36,15 @@ CUTE_HOST_DEVICE uint32_t probe_between(uint32_t low, uint32_t high) {
   return high_exp - low_exp >= 2 ? 1u << ((low_exp + high_exp + 1) / 2) : low + (high - low) / 2;
 }
 
-// The shortest prefix, in falling order, whose sum reaches target. target: 1 .. 2^30. bound: above every value.
-// sum_at_least(x): the sum of all values >= x, for x >= 1, below 2^32.
+// The shortest prefix, in falling order, whose sum reaches target. target: 1 .. 2^30. bound: above every value. floor: a guess
+// at the smallest, right or wrong. sum_at_least(x): the sum of all values >= x, for x >= 1, below 2^32.
 template <class SumAtLeast>
-CUTE_HOST_DEVICE Cutoff find_cutoff(uint32_t target, uint32_t bound, SumAtLeast const& sum_at_least) {
+CUTE_HOST_DEVICE Cutoff find_cutoff(uint32_t target, uint32_t floor, uint32_t bound, SumAtLeast const& sum_at_least) {
   uint32_t low = 0, high = bound;         // sum(>= low) >= target > sum(>= high), taking the sum at 0 as infinite
   uint32_t sum_low = 0, sum_high = 0;
   while (high - low > 1) {
-    uint32_t const probe = probe_between(low, high);
+    bool const above_floor = low < floor && floor < high;
+    uint32_t const probe = !above_floor ? probe_between(low, high) : high - floor > 1 ? probe_between(floor, high) : floor;
     uint32_t const sum = sum_at_least(probe);
     if (sum >= target) {
       low = probe;
@@ -51,7 +54,7 @@ CUTE_HOST_DEVICE Cutoff find_cutoff(uint32_t target, uint32_t bound, SumAtLeast 
       sum_high = sum;
     }
     // Two values in [low, high) would add up to 2 * low or more: a smaller sum is a single value, the one sought.
-    if (low > 0 && sum_low - sum_high < 2 * low) return {sum_low - sum_high, 1u};
+    if (low > 0 && sum_low - sum_high < 2 * low) return {sum_low - sum_high, kAllTies};
   }
   if (low == 0) return kKeepAll;
   return {low, (target - sum_high + low - 1) / low};

@@ -13,8 +13,8 @@ constexpr int64_t kMaxSmemBytes = 227 * 1024;  // dynamic shared memory of one C
 constexpr int64_t kScratchCtas = 264;          // CTAs that share `scratch`: two on each of an H200's 132 SMs
 
 template <class Kernel>
-bool fits_smem(int64_t num_k_blocks, bool in_scratch) {
-  return Kernel::smem_bytes(int(num_k_blocks), in_scratch) <= kMaxSmemBytes;
+int64_t scratch_clusters(int64_t tiles) {
+  return std::min(tiles, kScratchCtas / Kernel::kCluster);
 }
 
 template <class Kernel>
@@ -42,9 +42,9 @@ int64_t select_scratch_floats(int64_t batch, int64_t num_q_heads, int64_t num_q_
   check_range(num_q_heads, "num_q_heads", 0, kMax);
   check_range(num_q_blocks, "num_q_blocks", 0, kMax);
   check_range(num_k_blocks, "num_k_blocks", 0, kMaxTokens);
-  if (fits_smem<Kernel>(num_k_blocks, false)) return 0;
-  return std::min(num_tiles<Kernel>(batch, num_q_heads, num_q_blocks), kScratchCtas) *
-         Kernel::tile_floats(int(num_k_blocks));
+  if (!Kernel::in_scratch(int(num_k_blocks))) return 0;
+  return scratch_clusters<Kernel>(num_tiles<Kernel>(batch, num_q_heads, num_q_blocks)) * Kernel::kCluster *
+         Kernel::slice_floats(int(num_k_blocks));
 }
 
 // Block sizes and lengths, in tokens.
@@ -103,8 +103,8 @@ void select_launch(TensorView q_mean, TensorView k_mean, TensorView q_energy, Te
     check_shape(probs.value(), "probs", {batch, num_q_heads, 2, num_q_blocks, num_k_blocks});
   }
 
-  bool const in_scratch = !fits_smem<Kernel>(num_k_blocks, false);
-  if (in_scratch && !fits_smem<Kernel>(num_k_blocks, true)) {
+  bool const in_scratch = Kernel::in_scratch(int(num_k_blocks));
+  if (Kernel::smem_bytes(int(num_k_blocks)) > kMaxSmemBytes) {
     TVM_FFI_THROW(ValueError) << "seqlen_k / block_size_k is " << num_k_blocks
                               << " blocks, more than this kernel's shared memory has bits for; use larger blocks";
   }
@@ -112,7 +112,8 @@ void select_launch(TensorView q_mean, TensorView k_mean, TensorView q_energy, Te
   check_range(num_k_blocks * Config::kHeadDim, "num_k_blocks * head_dim", 1, kMaxOffset);
   check_range(num_q_blocks * Config::kHeadDim, "num_q_blocks * head_dim", 1, kMaxOffset);
   int64_t const tiles = num_tiles<Kernel>(batch, num_q_heads, num_q_blocks);
-  check_range(tiles, "the number of row tiles (batch * heads * q blocks / tile_rows)", 0, std::numeric_limits<int>::max());
+  check_range(tiles, "the number of row tiles (batch * heads * q blocks / tile_rows)", 0,
+              std::numeric_limits<int>::max() / Kernel::kCluster);
   if (in_scratch) {
     int64_t const floats = select_scratch_floats<Config>(batch, num_q_heads, num_q_blocks, num_k_blocks);
     if (!scratch.has_value()) {
@@ -132,13 +133,13 @@ void select_launch(TensorView q_mean, TensorView k_mean, TensorView q_energy, Te
       int(num_q_blocks),            int(num_k_blocks),          int(max_blocks),
       int(block_size_q),            int(block_size_k),          int(seqlen_q),
       int(seqlen_k - seqlen_q),     force_sink != 0,            force_recent != 0};
-  int const smem_bytes = int(Kernel::smem_bytes(int(num_k_blocks), in_scratch));
+  int const smem_bytes = int(Kernel::smem_bytes(int(num_k_blocks)));
   auto const kernel = in_scratch ? select_kernel<Config, true> : select_kernel<Config, false>;
   DeviceGuard const guard(device.device_id);
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem_bytes),
              "select shared memory size");
-  int const ctas = int(in_scratch ? std::min(tiles, kScratchCtas) : tiles);
-  kernel<<<ctas, Config::kThreads, smem_bytes, current_stream(device)>>>(params);
+  int const clusters = int(in_scratch ? scratch_clusters<Kernel>(tiles) : tiles);
+  kernel<<<clusters * Kernel::kCluster, Config::kThreads, smem_bytes, current_stream(device)>>>(params);
   check_cuda(cudaGetLastError(), "select launch");
 }
 

@@ -18,7 +18,7 @@ struct SelectParams {
   int32_t* block_indices;   // [batch, num_q_heads, num_q_blocks, max_blocks]
   int32_t* block_counts;    // [batch, num_q_heads, num_q_blocks]
   int32_t* probs;           // null, or [batch, num_q_heads, 2, num_q_blocks, num_k_blocks]
-  float* scratch;           // null, or one score tile per CTA
+  float* scratch;           // null, or one slice of a score tile per CTA
   int batch, num_q_heads, num_kv_heads;
   int num_q_blocks, num_k_blocks, max_blocks;
   int block_size_q, block_size_k;  // tokens
@@ -37,9 +37,5 @@ struct SelectParams {
     return int(unsigned(q_block * block_size_q + prefix) / unsigned(block_size_k));
   }
 };
-
-// Floats from one row of a score tile to the next: whole warps of columns, and 8 more so that the four rows that one
-// phase of an accumulator store touches fall into different shared memory banks.
-CUTE_HOST_DEVICE int score_row_stride(int num_k_blocks) { return (num_k_blocks + 31) / 32 * 32 + 8; }
 
 }  // namespace prism

@@ -1,6 +1,7 @@
-// Scores of one tile: block means of q times block means of k over one band, fp32 accuracy from tf32 tensor cores.
+// Scores of one tile: block means of q times block means of k over one band, fp32 accuracy from fp16 tensor cores.
 //
-// Each fp32 operand is split into two tf32 parts, x = hi + lo; hi*hi + hi*lo + lo*hi leaves a relative error near 2^-21.
+// Each fp32 operand, scaled by a power of two so that it cannot overflow, is split into two fp16 parts, x = hi + lo: 22 bits
+// of significand, as two tf32 would have, at twice the rate. hi*hi + hi*lo + lo*hi leaves a relative error near 2^-21.
 // A column's score depends on its own row of k_mean only, never on how many columns there are.
 #pragma once
 
@@ -10,26 +11,40 @@
 #include <cute/arch/mma_sm80.hpp>
 #include <cute/tensor.hpp>
 
+#include <cuda_fp16.h>
+
 namespace prism {
 
-constexpr int kMmaRows = 16;         // SM80_16x8x8: rows of A, columns of B
+constexpr int kMmaRows = 16;         // SM80_16x8x16: rows of A, columns of B
 constexpr int kMmaCols = 8;
 constexpr int kMmaRowsPerThread = 2; // rows g and g + 8 of lane 4g + t
 
-// Upper 11 bits of the significand, rounded half away from zero: exactly a tf32. lo = x - hi is exact.
-CUTE_DEVICE float tf32_high(float x) {
-  constexpr uint32_t kHalfUlp = 0x1000u, kMask = 0xffffe000u;
-  return __uint_as_float((__float_as_uint(x) + kHalfUlp) & kMask);
+// Two values as two pairs of fp16: hi + lo.
+struct HalfPairs {
+  uint32_t high, low;
+};
+
+CUTE_DEVICE HalfPairs split_half(float x, float y) {
+  __half2 const high = __floats2half2_rn(x, y);
+  float2 const back = __half22float2(high);
+  __half2 const low = __floats2half2_rn(x - back.x, y - back.y);
+  return {reinterpret_cast<uint32_t const&>(high), reinterpret_cast<uint32_t const&>(low)};
 }
 
-CUTE_DEVICE void mma_tf32(float (&d)[4], float4 const& a, float b0, float b1) {
-  cute::SM80_16x8x8_F32TF32TF32F32_TN::fma(d[0], d[1], d[2], d[3], __float_as_uint(a.x), __float_as_uint(a.y),
-                                           __float_as_uint(a.z), __float_as_uint(a.w), __float_as_uint(b0),
-                                           __float_as_uint(b1), d[0], d[1], d[2], d[3]);
+// The power of two that brings every mean of a head, whose squares add up to `energy`, below 2^15: an fp16, and fp16 has
+// no values left to lose but those below 2^-24, some 2^-30 of a typical mean.
+CUTE_DEVICE float half_scale(float energy) {
+  constexpr int kBias = 127, kTop = 14;
+  int const exponent = int(__float_as_uint(energy) >> 23 & 0xffu) - kBias;  // sqrt(energy) < 2^(exponent / 2 + 1)
+  return __uint_as_float(uint32_t(kTop - (exponent >> 1) + kBias) << 23);
 }
 
-// Two chunks make two k-steps, one 16-byte load a lane: lanes 0, 1 of a quad hold the first chunk, lanes 2, 3 the second.
-// Which of a lane's four dims go into which k-step is free, as long as A and B agree: x, y into step 0, z, w into step 1.
+CUTE_DEVICE void mma_half(float (&d)[4], uint4 const& a, uint32_t b0, uint32_t b1) {
+  cute::SM80_16x8x16_F32F16F16F32_TN::fma(d[0], d[1], d[2], d[3], a.x, a.y, a.z, a.w, b0, b1, d[0], d[1], d[2], d[3]);
+}
+
+// Two chunks make one k-step, one 16-byte load a lane: lanes 0, 1 of a quad hold the first chunk, lanes 2, 3 the second.
+// Which dims stand for which k of the MMA is free, as long as A and B agree: x, y for 2t, 2t+1 and z, w for 2t+8, 2t+9.
 template <class Band, int kPair>
 struct ChunkPair {
   static constexpr int kFirst = Band::kChunks[2 * kPair] * kChunkDims;
@@ -50,102 +65,115 @@ struct QueryFragments {
   static constexpr int kPairs = Band::kSize / 2;
   static constexpr int kMTiles = kTileRows / kMmaRows;
 
-  alignas(16) float4 high[kPairs][2][kMTiles][kWarpSize];
-  alignas(16) float4 low[kPairs][2][kMTiles][kWarpSize];
+  alignas(16) uint4 high[kPairs][kMTiles][kWarpSize];
+  alignas(16) uint4 low[kPairs][kMTiles][kWarpSize];
 
   // q_mean: the tile's first row. Rows at and past num_rows repeat the last: computed, never stored.
   template <int kThreads>
-  CUTE_DEVICE void stage(float const* q_mean, int row_stride, int num_rows) {
+  CUTE_DEVICE void stage(float const* q_mean, int row_stride, int num_rows, float scale) {
+    constexpr int kWarps = kThreads / kWarpSize;
+    static_assert(kWarps % kMTiles == 0, "a warp stages pairs of one row tile");
     int const warp = cutlass::canonical_warp_idx_sync(), lane = threadIdx.x % kWarpSize;
+    int const m = warp % kMTiles, row = m * kMmaRows + lane / 4;
+    float const* top_row = q_mean + min(row, num_rows - 1) * row_stride + 4 * (lane % 4);
+    float const* bottom_row = q_mean + min(row + 8, num_rows - 1) * row_stride + 4 * (lane % 4);
     cute::for_each(cute::make_seq<kPairs>{}, [&](auto pair) {
-      CUTE_UNROLL
-      for (int m = 0; m < kMTiles; ++m) {
-        if ((int(pair) * kMTiles + m) % (kThreads / kWarpSize) != warp) continue;
-        int const row = m * kMmaRows + lane / 4;
-        using Pair = ChunkPair<Band, decltype(pair)::value>;
-        float const* dims = q_mean + 4 * (lane % 4);
-        float4 const top = Pair::load(dims + min(row, num_rows - 1) * row_stride, lane % 4);
-        float4 const bottom = Pair::load(dims + min(row + 8, num_rows - 1) * row_stride, lane % 4);
-        put(pair, 0, m, lane, make_float4(top.x, bottom.x, top.y, bottom.y));
-        put(pair, 1, m, lane, make_float4(top.z, bottom.z, top.w, bottom.w));
-      }
+      if (int(pair) % (kWarps / kMTiles) != warp / kMTiles) return;
+      using Pair = ChunkPair<Band, decltype(pair)::value>;
+      float4 const top = Pair::load(top_row, lane % 4), bottom = Pair::load(bottom_row, lane % 4);
+      HalfPairs const a0 = split_half(top.x * scale, top.y * scale);
+      HalfPairs const a1 = split_half(bottom.x * scale, bottom.y * scale);
+      HalfPairs const a2 = split_half(top.z * scale, top.w * scale);
+      HalfPairs const a3 = split_half(bottom.z * scale, bottom.w * scale);
+      high[pair][m][lane] = make_uint4(a0.high, a1.high, a2.high, a3.high);
+      low[pair][m][lane] = make_uint4(a0.low, a1.low, a2.low, a3.low);
     });
-  }
-
-  CUTE_DEVICE void put(int pair, int step, int m, int lane, float4 const& a) {
-    float4 const h = make_float4(tf32_high(a.x), tf32_high(a.y), tf32_high(a.z), tf32_high(a.w));
-    high[pair][step][m][lane] = h;
-    low[pair][step][m][lane] =
-        make_float4(tf32_high(a.x - h.x), tf32_high(a.y - h.y), tf32_high(a.z - h.z), tf32_high(a.w - h.w));
   }
 };
 
-// scores[row * row_stride + column] = scale * <q_mean[row], k_mean[column]> over the band, for columns 0 .. num_cols - 1
-// (and up to the next multiple of 32 at most: their values mean nothing). Every warp takes its own groups of columns.
-template <class Band, int kTileRows, int kThreads, int kHeadDim>
-struct BandScores {
+// Columns of scores are dealt to the CTAs of a cluster in words of 32: word w to CTA w % kCluster, as its slot w / kCluster.
+// Slots are kept in groups of four that lie side by side per column, so that a lane moves four of them at a time.
+template <int kCluster>
+struct ScoreLayout {
+  static constexpr int kGroupSlots = 4;
+  static constexpr int kGroupFloats = kGroupSlots * kWarpSize;  // of one row
+  static constexpr int kGroupWords = kGroupSlots * kCluster;    // that a group of every CTA covers
+
+  CUTE_HOST_DEVICE static constexpr int num_groups(int num_words) { return (num_words + kGroupWords - 1) / kGroupWords; }
+
+  // Floats from row to row: 4 more than a multiple of 32, so that the two rows that one phase of an accumulator store
+  // touches fall into different shared memory banks.
+  CUTE_HOST_DEVICE static constexpr int row_stride(int num_groups) { return num_groups * kGroupFloats + 4; }
+};
+
+// One warp's share: scores of the tile's rows with 8 columns of each of kNTiles neighbouring slots, times `scale`.
+// RowStride: an int, or a constant of the same name where the tile has one shape.
+template <class Band, int kTileRows, int kCluster, int kHeadDim, int kNTiles, class RowStride>
+struct ScoreUnit {
   using Fragments = QueryFragments<Band, kTileRows>;
+  using Layout = ScoreLayout<kCluster>;
   static constexpr int kMTiles = Fragments::kMTiles;
-  static constexpr int kPairs = Fragments::kPairs;
-  static constexpr int kNTiles = 4 / kMTiles;  // 16 accumulator registers, and 12 MMAs for every 2 kMTiles loads of A
-  static constexpr int kGroupCols = kNTiles * kMmaCols;
-  static_assert(kNTiles > 0 && kWarpSize % kGroupCols == 0, "tile_rows must be 16, 32 or 64");
+  using Accumulator = float[kMTiles][kNTiles][4];
+  static_assert(kNTiles == 2 || kNTiles == 4, "slots are stored two or four at a time");
 
-  CUTE_DEVICE static void run(Fragments const& q, float const* k_mean, int num_cols, float scale, float* scores,
-                              int row_stride) {
-    int const warp = cutlass::canonical_warp_idx_sync(), lane = threadIdx.x % kWarpSize;
-    #pragma unroll 1
-    for (int col = warp * kGroupCols; col < num_cols; col += kThreads / kWarpSize * kGroupCols) {
-      float acc[kMTiles][kNTiles][4] = {};
-      accumulate(acc, q, k_mean, col, num_cols, lane);
-      store(acc, scores + col, row_stride, scale, lane);
-    }
-  }
-
-  CUTE_DEVICE static void accumulate(float (&acc)[kMTiles][kNTiles][4], Fragments const& q, float const* k_mean,
-                                     int col, int num_cols, int lane) {
+  // first_word: of the first slot. part: which 8 columns of a word. k_mean: scaled by k_scale before the split.
+  // Columns at and past num_cols repeat the last one: their values mean nothing. scores: of the first slot, in the tile's row 0.
+  CUTE_DEVICE static void run(Fragments const& q, float const* k_mean, int first_word, int part, int num_cols,
+                              float k_scale, float const& scale, float* scores, RowStride row_stride) {
+    int const lane = threadIdx.x % kWarpSize;
+    Accumulator acc = {};
     float const* rows[kNTiles];
     CUTE_UNROLL
     for (int n = 0; n < kNTiles; ++n) {
-      rows[n] = k_mean + min(col + n * kMmaCols + lane / 4, num_cols - 1) * kHeadDim + 4 * (lane % 4);
+      int const column = (first_word + n * kCluster) * kWarpSize + part * kMmaCols + lane / 4;
+      rows[n] = k_mean + min(column, num_cols - 1) * kHeadDim + 4 * (lane % 4);
       asm("" : "+l"(rows[n]));  // one address and immediate offsets, where ptxas would make an address for every load
     }
-    cute::for_each(cute::make_seq<kPairs>{}, [&](auto pair) {
+    float4 k[kNTiles];
+    load<0>(k, rows, lane);
+    cute::for_each(cute::make_seq<Fragments::kPairs>{}, [&](auto pair) {
       constexpr int kPair = decltype(pair)::value;
-      float4 k[kNTiles];
+      HalfPairs b[kNTiles][2];
       CUTE_UNROLL
       for (int n = 0; n < kNTiles; ++n) {
-        k[n] = ChunkPair<Band, kPair>::load(rows[n], lane % 4);
+        b[n][0] = split_half(k[n].x * k_scale, k[n].y * k_scale);
+        b[n][1] = split_half(k[n].z * k_scale, k[n].w * k_scale);
       }
+      if constexpr (kPair + 1 < Fragments::kPairs) load<kPair + 1>(k, rows, lane);  // in flight under the MMAs
       CUTE_UNROLL
-      for (int step = 0; step < 2; ++step) {
+      for (int m = 0; m < kMTiles; ++m) {
+        uint4 const high = q.high[kPair][m][lane], low = q.low[kPair][m][lane];
         CUTE_UNROLL
-        for (int m = 0; m < kMTiles; ++m) {
-          float4 const q_high = q.high[kPair][step][m][lane], q_low = q.low[kPair][step][m][lane];
-          CUTE_UNROLL
-          for (int n = 0; n < kNTiles; ++n) {
-            float const b0 = step ? k[n].z : k[n].x, b1 = step ? k[n].w : k[n].y;
-            float const h0 = tf32_high(b0), h1 = tf32_high(b1);
-            mma_tf32(acc[m][n], q_low, h0, h1);  // small terms first
-            mma_tf32(acc[m][n], q_high, b0 - h0, b1 - h1);
-            mma_tf32(acc[m][n], q_high, h0, h1);
-          }
-        }
+        for (int n = 0; n < kNTiles; ++n) mma_half(acc[m][n], low, b[n][0].high, b[n][1].high);  // small terms first
+        CUTE_UNROLL
+        for (int n = 0; n < kNTiles; ++n) mma_half(acc[m][n], high, b[n][0].low, b[n][1].low);
+        CUTE_UNROLL
+        for (int n = 0; n < kNTiles; ++n) mma_half(acc[m][n], high, b[n][0].high, b[n][1].high);
       }
     });
+    store(acc, scores, part, row_stride, scale, lane);
   }
 
-  CUTE_DEVICE static void store(float const (&acc)[kMTiles][kNTiles][4], float* scores, int row_stride, float scale,
+  // k: this lane's dims of the pair, of slot n's column.
+  template <int kPair>
+  CUTE_DEVICE static void load(float4 (&k)[kNTiles], float const* const (&rows)[kNTiles], int lane) {
+    CUTE_UNROLL
+    for (int n = 0; n < kNTiles; ++n) k[n] = ChunkPair<Band, kPair>::load(rows[n], lane % 4);
+  }
+
+  CUTE_DEVICE static void store(Accumulator const& acc, float* scores, int part, RowStride row_stride, float scale,
                                 int lane) {
     CUTE_UNROLL
     for (int m = 0; m < kMTiles; ++m) {
       CUTE_UNROLL
-      for (int half = 0; half < kMmaRowsPerThread; ++half) {
-        float* dst = scores + (m * kMmaRows + half * 8 + lane / 4) * row_stride + lane % 4 * 2;
-        CUTE_UNROLL
-        for (int n = 0; n < kNTiles; ++n) {
-          *reinterpret_cast<float2*>(dst + n * kMmaCols) =
-              make_float2(acc[m][n][2 * half] * scale, acc[m][n][2 * half + 1] * scale);
+      for (int i = 0; i < 2 * kMmaRowsPerThread; ++i) {  // row half i / 2, column i % 2
+        int const row = m * kMmaRows + i / 2 * 8 + lane / 4, column = part * kMmaCols + lane % 4 * 2 + i % 2;
+        float* dst = scores + row * row_stride + column * Layout::kGroupSlots;
+        if constexpr (kNTiles == 4) {
+          *reinterpret_cast<float4*>(dst) =
+              make_float4(acc[m][0][i] * scale, acc[m][1][i] * scale, acc[m][2][i] * scale, acc[m][3][i] * scale);
+        } else {
+          *reinterpret_cast<float2*>(dst) = make_float2(acc[m][0][i] * scale, acc[m][1][i] * scale);
         }
       }
     }
