@@ -1,0 +1,17 @@
+// {"arch":"sm90","family":"attend","problem":{"block_size_k":128,"block_size_q":128,"dtype":"bf16","head_dim":128},"schedule":{"kv_stages":5,"q_in_registers":true,"tile_m":128,"tile_n":128}}
+#include "attend/attend.h"
+
+struct Config {
+  using Element = cutlass::bfloat16_t;
+  static constexpr int kHeadDim = 128;
+  static constexpr int kBlockSizeQ = 128;  // tokens
+  static constexpr int kBlockSizeK = 128;  // tokens
+  static constexpr int kTileM = 128;             // query rows of one CTA
+  static constexpr int kTileN = 128;             // keys of one step
+  static constexpr bool kQInRegisters = true;
+  static constexpr int kKvStages = 5;       // shared-memory slots, one K or V tile each
+  static constexpr int kSmemBytes = 231424;
+};
+
+constexpr char kSpec[] = R"spec({"arch":"sm90","family":"attend","problem":{"block_size_k":128,"block_size_q":128,"dtype":"bf16","head_dim":128},"schedule":{"kv_stages":5,"q_in_registers":true,"tile_m":128,"tile_n":128}})spec";
+PRISM_EXPORT_ATTEND(Config, kSpec)
