@@ -12,6 +12,7 @@
 #include "attend/params.h"
 #include "attend/sm90/traits.cuh"
 #include "shared/online_softmax.cuh"
+#include "shared/mbarrier.cuh"
 #include "shared/ring.cuh"
 #include "shared/wgmma.cuh"
 
@@ -49,7 +50,7 @@ class Consumer {
     if (kOneList && warp_group_ == 1) pass_turn(0);  // warp group 0 goes first
 
     while (true) {
-      smem_.q_full[q_ring_.slot].wait(q_ring_.phase);
+      wait_at(smem_.q_full[q_ring_.slot], q_ring_.phase);
       Tile const tile = smem_.tiles[q_ring_.slot];
       if (tile.q_tile < 0) break;
       row0_ = tile.q_tile * Traits::kTileM + warp_group_ * kRows;
@@ -281,7 +282,7 @@ class Consumer {
     if (stored_slot_ < 0) return;
     if (thread_ == 0) {
       cute::tma_store_wait<0>();
-      smem_.q_empty[stored_slot_].arrive();
+      arrive_at(smem_.q_empty[stored_slot_]);
     }
     stored_slot_ = -1;
   }
@@ -292,14 +293,14 @@ class Consumer {
     kv_ring_.advance();
     return slot;
   }
-  __device__ __forceinline__ void wait(int slot) const { smem_.kv_full[slot].wait((slot_phase_ >> slot) & 1); }
+  __device__ __forceinline__ void wait(int slot) const { wait_at(smem_.kv_full[slot], (slot_phase_ >> slot) & 1); }
   __device__ __forceinline__ Step wait_step(int k_slot) const {
     wait(k_slot);
     return smem_.steps[k_slot];
   }
   __device__ __forceinline__ void release(int slot) const {
     __syncwarp();
-    if (thread_ % 32 == 0) smem_.kv_empty[slot].arrive();
+    if (thread_ % 32 == 0) arrive_at(smem_.kv_empty[slot]);
   }
   __device__ __forceinline__ void skip(int slot) const {
     wait(slot);

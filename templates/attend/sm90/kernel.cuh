@@ -24,8 +24,8 @@ __device__ __forceinline__ void init_barriers(typename Traits::SharedStorage& sm
     smem.kv_empty[i].init(kConsumerWarps);
   }
   for (int i = 0; i < Traits::kChunks; ++i) {
-    smem.chunk_full[i].init(1);   // the walker's first lane
-    smem.chunk_empty[i].init(1);  // the loader
+    smem.chunk_full[i].init(cutlass::NumThreadsPerWarp);  // every lane of the walker
+    smem.chunk_empty[i].init(1);                          // the loader
   }
   cutlass::arch::fence_barrier_init();
 }

@@ -4,6 +4,7 @@
 
 #include "attend/params.h"
 #include "attend/sm90/traits.cuh"
+#include "shared/mbarrier.cuh"
 #include "shared/ring.cuh"
 
 namespace prism::attend {
@@ -24,7 +25,7 @@ class Loader {
     bool has_previous = false;
     Step previous{};
     while (true) {
-      smem_.chunk_full[chunk_ring_.slot].wait(chunk_ring_.phase);
+      wait_at(smem_.chunk_full[chunk_ring_.slot], chunk_ring_.phase);
       auto const& chunk = smem_.chunks[chunk_ring_.slot];
       if (chunk.first) {
         batch = chunk.batch;
@@ -45,20 +46,20 @@ class Loader {
         load_v(previous, kv_head, batch);
         has_previous = false;
       }
-      smem_.chunk_empty[chunk_ring_.slot].arrive();
+      arrive_at(smem_.chunk_empty[chunk_ring_.slot]);
       chunk_ring_.advance();
     }
   }
 
  private:
   __device__ __forceinline__ void open_tile(int q_tile, int q_head, int batch, int num_blocks) {
-    smem_.q_empty[q_ring_.slot].wait(q_ring_.phase ^ 1);
+    wait_at(smem_.q_empty[q_ring_.slot], q_ring_.phase ^ 1);
     smem_.tiles[q_ring_.slot] = {q_tile, q_head, batch, num_blocks};
     auto& full = smem_.q_full[q_ring_.slot];
     if (q_tile < 0 || num_blocks == 0) {
-      full.arrive();  // nothing to load, only the tile's coordinates to read
+      arrive_at(full);  // nothing to load, only the tile's coordinates to read
     } else {
-      full.arrive_and_expect_tx(Traits::kQBytes);
+      arrive_and_expect_at(full, Traits::kQBytes);
       load_q(q_tile, q_head, batch, full);
     }
     q_ring_.advance();
@@ -80,7 +81,7 @@ class Loader {
     using namespace cute;
     auto& full = acquire_slot();
     smem_.steps[kv_ring_.slot] = step;
-    full.arrive_and_expect_tx(Traits::kKvBytes);
+    arrive_and_expect_at(full, Traits::kKvBytes);
     using Box = Shape<typename Traits::BlockK, typename Traits::SlabDims>;
     auto sK = make_tensor(make_smem_ptr(smem_.kv), typename Traits::LayoutK{})(_, _, kv_ring_.slot);
     auto mK = tma_k_.get_tma_tensor(
@@ -99,7 +100,7 @@ class Loader {
   __device__ __forceinline__ void load_v(Step const& step, int kv_head, int batch) {
     using namespace cute;
     auto& full = acquire_slot();
-    full.arrive_and_expect_tx(Traits::kKvBytes);
+    arrive_and_expect_at(full, Traits::kKvBytes);
     using Box = Shape<typename Traits::SlabDims, typename Traits::BlockK>;
     auto sV = make_tensor(make_smem_ptr(smem_.kv), typename Traits::LayoutV{})(_, _, kv_ring_.slot);
     auto mV = tma_v_.get_tma_tensor(
@@ -122,7 +123,7 @@ class Loader {
   }
 
   __device__ __forceinline__ typename Traits::TransactionBarrier& acquire_slot() {
-    smem_.kv_empty[kv_ring_.slot].wait(kv_ring_.phase ^ 1);
+    wait_at(smem_.kv_empty[kv_ring_.slot], kv_ring_.phase ^ 1);
     return smem_.kv_full[kv_ring_.slot];
   }
 

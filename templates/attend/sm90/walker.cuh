@@ -4,6 +4,7 @@
 
 #include "attend/params.h"
 #include "attend/sm90/traits.cuh"
+#include "shared/mbarrier.cuh"
 #include "shared/ring.cuh"
 
 namespace prism::attend {
@@ -129,7 +130,7 @@ class Walker {
 
   // block: this lane's entry of the chunk, meaningful in the first `blocks` lanes.
   __device__ __forceinline__ void emit(TileCoord tile, Block block, bool first, bool last, int blocks) {
-    smem_.chunk_empty[ring_.slot].wait(ring_.phase ^ 1);
+    wait_at(smem_.chunk_empty[ring_.slot], ring_.phase ^ 1);
     auto& chunk = smem_.chunks[ring_.slot];
     chunk.blocks[lane_] = lane_ < blocks ? block.packed : Block::none().packed;
     if (lane_ == 0) {
@@ -140,8 +141,7 @@ class Walker {
       chunk.first = first;
       chunk.last = last;
     }
-    __syncwarp();
-    if (lane_ == 0) smem_.chunk_full[ring_.slot].arrive();
+    arrive_at(smem_.chunk_full[ring_.slot]);  // every lane, for its own entry
     ring_.advance();
   }
 
