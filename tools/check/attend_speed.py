@@ -121,7 +121,7 @@ def run(kernels: list[Kernel], report: Report, options: Options) -> None:
                 launch, out = prepare_launch(kernel, problem)
                 case = f"n{seqlen}-density{density_of(problem.block_mask, problem.grid):.4f}"
                 report.case(kernel.name, case, partial(time_kernel, problem, launch, out, ceiling), show=True)
-                for name in options.peers:
+                for name in filter(known.__contains__, options.peers):  # the others are peers of select
                     peer, once = known[name], (name, seqlen, kernel.problem.dtype, kernel.problem.head_dim)
                     if not peer.sparse and once in dense_timed:
                         continue
