@@ -7,6 +7,7 @@ hold.
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from prism_gen.manifest import (
     Provenance,
     decode_manifest,
     encode_manifest,
+    is_manifest,
 )
 from prism_gen.model import ModelSpec
 from prism_gen.render import render, template_root
@@ -34,6 +36,8 @@ from prism_gen.toolchain import Toolchain
 
 LOCK_NAME = ".lock"
 _FOLDERS = ("lib", "src", "log")
+# A file name as _entry makes it, perhaps with what write_atomic puts around it: nothing else is ever removed.
+_OURS = re.compile(r"-[0-9a-f]{8}\.[0-9a-f.]{12,}\.(?:so|cu|log)(?:\.|$)")
 
 
 def build(
@@ -87,14 +91,16 @@ def _check_is_bundle(out: Path) -> None:
     if not out.is_dir():
         raise BundleError(f"--out {out} is a file", fix="name a directory")
     names = {path.name for path in out.iterdir()}
-    if names and not names & {MANIFEST_NAME, LOCK_NAME}:
+    is_ours = LOCK_NAME in names or (MANIFEST_NAME in names and is_manifest((out / MANIFEST_NAME).read_bytes()))
+    if names and not is_ours:
         raise BundleError(f"--out {out} holds other files and no bundle", fix="name a new or an empty directory")
 
 
 def _entry(source: Source, artifact: Artifact) -> KernelEntry:
     spec: KernelSpec = source.spec
-    # The name carries the digest, so that new files land beside the old ones until the manifest is replaced.
-    stem = f"{spec.name}.{artifact.digest[:12]}"
+    # The name carries both digests, so that new files land beside the old ones until the manifest is replaced. That of
+    # the inputs is not enough: nvcc gives other bytes each time, and the cache may have been emptied in between.
+    stem = f"{spec.name}.{artifact.digest[:8]}.{artifact.sha256[:8]}"
     return KernelEntry(
         spec=spec,
         key=spec.key,
@@ -164,4 +170,4 @@ def _strays(manifest: Manifest, out: Path) -> Iterator[Path]:
     named = {out / path for entry in manifest.kernels for path in (entry.file, entry.source, entry.log)}
     yield from out.glob(f".{MANIFEST_NAME}.*")
     for folder in _FOLDERS:
-        yield from (path for path in list((out / folder).glob("*")) if path.is_file() and path not in named)
+        yield from (path for path in list((out / folder).glob("*")) if _OURS.search(path.name) and path not in named)

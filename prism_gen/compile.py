@@ -109,7 +109,9 @@ class Compiler:
         if artifact := self._cached(source):
             report(Event(kind="hit", name=source.spec.name))
             return artifact
-        with locked(self._cache / f"{source.digest}.lock", give_up=self._stopping.is_set):
+        with locked(self._cache / f"{source.digest}.lock", give_up=self._stopping.is_set) as held:
+            if not held:
+                raise CompileError(f"stopped while {source.spec.name} waited for another process to compile it")
             if artifact := self._cached(source):  # another process compiled it while this one waited
                 report(Event(kind="hit", name=source.spec.name))
                 return artifact
@@ -125,7 +127,7 @@ class Compiler:
             artifact = msgspec.json.decode((folder / _RESULT).read_bytes(), type=Artifact)
             log = (folder / LOG_NAME).read_text(encoding="utf-8")
             intact = sha256(folder / artifact.library) == artifact.sha256 and (folder / artifact.source).is_file()
-        except (OSError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return None
         return artifact if intact and not gates.failures(source.spec, artifact.figures, log) else None
 
@@ -178,17 +180,19 @@ class Compiler:
 
     def _run(self, command: list[str], scratch: Path) -> tuple[int, str]:
         """(exit status, stdout and stderr together) of a child in its own process group, so that it dies whole."""
-        child = subprocess.Popen(
-            command,
-            cwd=scratch,
-            env=self._toolchain.environment(scratch),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
         with self._children_lock:
+            if self._stopping.is_set():  # the others have been killed already
+                raise CompileError(f"stopped before {command[0]} was started")
+            child = subprocess.Popen(
+                command,
+                cwd=scratch,
+                env=self._toolchain.environment(scratch),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
             self._children.add(child)
         try:
             output, _ = child.communicate()

@@ -41,7 +41,6 @@ def measure(spec: KernelSpec, ptxas_log: str, sass: str) -> Figures:
         return [int(number) for number in re.findall(pattern, ptxas_log)]
 
     opcodes = Counter(_SASS_OPCODE.findall(sass))
-    watched = (*arch(spec.arch).tensor_core_sass, *LOCAL_MEMORY_SASS)
     return Figures(
         registers=max(numbers(r"Used (\d+) registers"), default=0),
         static_smem_bytes=max(numbers(r"(\d+) bytes smem"), default=0),
@@ -49,8 +48,13 @@ def measure(spec: KernelSpec, ptxas_log: str, sass: str) -> Figures:
         # Only in the properties of a function: -warn-spills says the same again.
         spill_bytes=sum(numbers(r"stack frame, (\d+) bytes spill stores"))
         + sum(numbers(r"stack frame, \d+ bytes spill stores, (\d+) bytes spill loads")),
-        instructions={opcode: opcodes[opcode] for opcode in watched},
+        instructions={opcode: opcodes[opcode] for opcode in _watched(spec)},
     )
+
+
+def _watched(spec: KernelSpec) -> tuple[str, ...]:
+    """The opcodes that gates look at."""
+    return (*arch(spec.arch).tensor_core_sass, *LOCAL_MEMORY_SASS)
 
 
 def smem_bytes(spec: KernelSpec, figures: Figures) -> int:
@@ -60,6 +64,8 @@ def smem_bytes(spec: KernelSpec, figures: Figures) -> int:
 
 def failures(spec: KernelSpec, figures: Figures, ptxas_log: str) -> list[str]:
     """Every gate that the kernel does not pass, in words; empty if it may be published."""
+    if uncounted := [opcode for opcode in _watched(spec) if opcode not in figures.instructions]:
+        return [f"{', '.join(uncounted)} instructions were not counted: measured before a gate looked at them"]
     found = [line.strip() for line in _PTXAS_COMPLAINT.findall(ptxas_log)]
     if figures.registers == 0:
         found.append("ptxas reported no kernel: the template instantiates none for this architecture")

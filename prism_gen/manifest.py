@@ -69,6 +69,15 @@ class _Version(msgspec.Struct):
     generator: str = "unknown"
 
 
+def is_manifest(data: bytes) -> bool:
+    """Whether these are the bytes of a manifest, of any schema version; other programs name files manifest.json too."""
+    try:
+        fields = msgspec.json.decode(data, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return {"schema_version", "generator", "kernels"} <= fields.keys()
+
+
 def encode_manifest(manifest: Manifest) -> bytes:
     """Indented JSON with sorted keys and a final newline: equal manifests give equal bytes."""
     return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2) + b"\n"
@@ -82,14 +91,14 @@ def decode_manifest(data: bytes, *, where: str) -> Manifest:
     """
     try:
         version = msgspec.json.decode(data, type=_Version)
-        if version.schema_version > SCHEMA_VERSION:
+        if not 1 <= version.schema_version <= SCHEMA_VERSION:
             raise BundleError(
                 f"{where} has schema_version {version.schema_version}, written by prism_gen {version.generator}",
                 exists=f"this prism_gen reads schema_version 1 to {SCHEMA_VERSION}",
                 fix=f"install prism_gen {version.generator} or newer, or rebuild the bundle with this one",
             )
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:  # ValidationError is one of these
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{where} is not a bundle manifest: {error}", fix="rebuild the bundle") from None
     entries = tuple(_typed(entry, f"{where}: kernels[{index}]") for index, entry in enumerate(manifest.kernels))
     return msgspec.structs.replace(manifest, kernels=entries)

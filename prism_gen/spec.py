@@ -22,7 +22,7 @@ class Problem(Protocol):
     def label(self) -> str: ...
 
 
-class KernelSpec(msgspec.Struct, frozen=True, kw_only=True):
+class KernelSpec(Struct, frozen=True, kw_only=True):
     """family + arch + Problem + Schedule. Everything that changes a kernel's instructions, nothing else."""
 
     family: str

@@ -69,8 +69,26 @@ def test_equal_manifests_give_equal_bytes(manifest):
         (lambda obj: obj["kernels"][0].update(file="../../etc/passwd"), "outside the bundle"),
         (lambda obj: obj["kernels"][0].update(log="/etc/passwd"), "outside the bundle"),
         (lambda obj: obj["models"][0].update(head_dim=None), "head_dim"),
+        (
+            lambda obj: obj["kernels"][1]["spec"].update(surprise=1),
+            r"unknown field `surprise` - at `\$\.kernels\[1\]\.spec",
+        ),
+        (lambda obj: obj.update(schema_version=0), "schema_version 0"),
     ],
-    ids=["kernels", "extra", "type", "key", "arch", "spec changed", "spec short", "path up", "path root", "model"],
+    ids=[
+        "kernels",
+        "extra",
+        "type",
+        "key",
+        "arch",
+        "spec changed",
+        "spec short",
+        "path up",
+        "path root",
+        "model",
+        "spec extra",
+        "schema 0",
+    ],
 )
 def test_damage_is_named(manifest, damage, words):
     obj = json.loads(encode_manifest(manifest))
@@ -83,6 +101,16 @@ def test_damage_is_named(manifest, damage, words):
 def test_truncated_manifest_is_refused(manifest, length):
     with pytest.raises(BundleError, match="not a bundle manifest"):
         decode_manifest(encode_manifest(manifest)[:length], where="manifest.json")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b'{"schema_version": 1, "generator": "\xff"}', b'{"schema_version": 1, "x":' + b"[" * 10_000],
+    ids=["utf-8", "deep"],
+)
+def test_bytes_that_are_no_json_are_refused(data):
+    with pytest.raises(BundleError, match="not a bundle manifest"):
+        decode_manifest(data, where="manifest.json")
 
 
 def test_newer_schema_names_the_version_that_reads_it():
