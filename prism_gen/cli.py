@@ -6,8 +6,6 @@ Owns options and their help, and turns a PrismError into words and exit status 1
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import signal
 import sys
 import time
@@ -21,12 +19,13 @@ from rich.console import Console
 from prism_gen.build import build as build_bundle
 from prism_gen.compile import default_jobs
 from prism_gen.console import BuildProgress, print_error, print_findings, print_manifest
+from prism_gen.doctor import RUNTIME_PACKAGES, build_findings, run_findings
 from prism_gen.errors import ConfigError, PrismError, UnsupportedError
 from prism_gen.manifest import encode_manifest, read_manifest
 from prism_gen.model import ModelSpec
 from prism_gen.model_config import load_model_config, parse_block_size
 from prism_gen.specialize import specialize
-from prism_gen.toolchain import Finding, diagnose, find_toolchain
+from prism_gen.toolchain import find_toolchain
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,7 +54,6 @@ Cache = Annotated[
     Path, typer.Option(envvar="PRISM_GEN_CACHE", help="Folder of compiled kernels, shared by all builds and processes.")
 ]
 DEFAULT_CACHE = Path("generated/cache")
-RUNTIME_PACKAGES = ("torch", "safetensors", "matplotlib")  # of the extra `runtime`
 
 
 def _split(text: str, option: str) -> list[str]:
@@ -67,7 +65,9 @@ def _split(text: str, option: str) -> list[str]:
 
 
 def _models(paths: list[Path], block_size: str | None, dtype: str | None) -> list[ModelSpec]:
-    pairs = tuple(parse_block_size(part) for part in _split(block_size, "--block-size")) if block_size else None
+    pairs = (
+        tuple(parse_block_size(part) for part in _split(block_size, "--block-size")) if block_size is not None else None
+    )
     return [load_model_config(path, block_sizes=pairs, dtype=dtype) for path in paths]
 
 
@@ -166,28 +166,11 @@ def doctor(nvcc: Nvcc = None, cache: Cache = DEFAULT_CACHE) -> None:
     Exit status 1 if it cannot build. Example: `python -m prism_gen doctor`
     """
     console = Console()
-    build_findings = diagnose(nvcc=nvcc, cache=cache)
-    print_findings(console, "To build (no GPU needed):", build_findings)
-    print_findings(console, "To run:", [*map(_package_finding, RUNTIME_PACKAGES), _gpu_finding()])
-    if not all(finding.ok for finding in build_findings):
+    to_build = build_findings(nvcc=nvcc, cache=cache)
+    print_findings(console, "To build (no GPU needed):", to_build)
+    print_findings(console, "To run:", run_findings())
+    if not all(finding.ok for finding in to_build):
         raise typer.Exit(1)
-
-
-def _package_finding(name: str) -> Finding:
-    if importlib.util.find_spec(name):
-        return Finding(name=name, ok=True, detail=importlib.metadata.version(name))
-    index = "   # choose the build for your CUDA: https://pytorch.org/get-started" if name == "torch" else ""
-    return Finding(name=name, ok=False, detail="not installed", fix=f"pip install {name}{index}")
-
-
-def _gpu_finding() -> Finding:
-    # The driver's own files: asking CUDA would need torch.
-    gpus = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-    names = [line.split(":", 1)[1].strip() for gpu in gpus for line in gpu.read_text().splitlines() if "Model:" in line]
-    if names:
-        return Finding(name="GPU", ok=True, detail=", ".join(names))
-    fix = "use --backend reference, or copy the bundle to a machine with an sm90 GPU"
-    return Finding(name="GPU", ok=False, detail="no NVIDIA driver", fix=fix)
 
 
 @app.command()

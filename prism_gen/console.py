@@ -17,9 +17,9 @@ from rich.text import Text
 
 from prism_gen.arch import ARCHS
 from prism_gen.compile import Event
+from prism_gen.doctor import Finding
 from prism_gen.errors import PrismError
 from prism_gen.manifest import Manifest
-from prism_gen.toolchain import Finding
 
 
 class BuildProgress:

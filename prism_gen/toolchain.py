@@ -6,6 +6,7 @@ headers it finds (tvm_ffi would import torch).
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -48,7 +49,7 @@ class Toolchain(Struct, frozen=True, kw_only=True):
 
     def environment(self, scratch: Path) -> dict[str, str]:
         """Environment for a child process: its temporary files go to `scratch`, our tools come first on PATH."""
-        inherited = {name: value for name, value in os.environ.items() if name not in _HIDDEN_INPUTS}
+        inherited = _clean_environment()
         tool_dirs = [str(self.nvcc.parent), str(self.cuobjdump.parent)]
         return {
             **inherited,
@@ -57,13 +58,9 @@ class Toolchain(Struct, frozen=True, kw_only=True):
         }
 
 
-class Finding(Struct, frozen=True, kw_only=True):
-    """One line of `doctor`. detail: version and path where ok, else what is missing; fix: the command that helps."""
-
-    name: str
-    ok: bool
-    detail: str
-    fix: str = ""
+def _clean_environment() -> dict[str, str]:
+    """The caller's environment without what would steer a compiler behind our back."""
+    return {name: value for name, value in os.environ.items() if name not in _HIDDEN_INPUTS}
 
 
 class _Probe(Struct, frozen=True, kw_only=True):
@@ -73,33 +70,38 @@ class _Probe(Struct, frozen=True, kw_only=True):
     output: str
 
 
-class _ProbeCache:
-    """Answers of tools, kept on disk so that an unchanged second build starts none of them."""
+class ProbeCache:
+    """Answers of tools, kept in a cache folder so that an unchanged second build starts none of them."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, cache: Path) -> None:
+        self._path = cache / "toolchain.json"
         try:
-            self._probes = msgspec.json.decode(path.read_bytes(), type=dict[str, _Probe])
-        except (OSError, msgspec.DecodeError):  # no cache yet, or one of another version: ask again
+            self._probes = msgspec.json.decode(self._path.read_bytes(), type=dict[str, _Probe])
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):  # none yet, of another version, damaged: ask again
             self._probes = {}
 
-    def ask(self, command: list[str], depends_on: Callable[[str], list[Path]]) -> str:
-        """Output of `command`, from the cache while no file of depends_on(output) changed."""
+    def ask(self, command: list[str], depends_on: Callable[[str], list[Path]], *, fix: str) -> str:
+        """Output of `command`, from the cache while no file of depends_on(output) changed.
+
+        Raises: ToolchainError, with that fix, where it cannot be run or fails.
+        """
         key = " ".join(command)
         known = self._probes.get(key)
         if known and all(_stamp(Path(file)) == stamp for file, stamp in known.files.items()):
             return known.output
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            environment = _clean_environment()
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise ToolchainError(f"cannot run {command[0]}: {error}", fix=WHEELS_FIX) from None
+            raise ToolchainError(f"cannot run {command[0]}: {error}", fix=fix) from None
         if done.returncode != 0:
             words = (done.stderr or done.stdout).strip()[:400]
-            raise ToolchainError(f"{key} failed with exit status {done.returncode}: {words}", fix=WHEELS_FIX)
+            raise ToolchainError(f"{key} failed with exit status {done.returncode}: {words}", fix=fix)
         output = done.stdout + done.stderr
         files = {str(file): _stamp(file) for file in [Path(command[0]).resolve(), *depends_on(output)]}
         self._probes[key] = _Probe(files=files, output=output)
-        write_atomic(self._path, msgspec.json.encode(self._probes))
+        with contextlib.suppress(OSError):  # a read-only cache: `doctor` may look, and `build` says so where it writes
+            write_atomic(self._path, msgspec.json.encode(self._probes))
         return output
 
 
@@ -138,7 +140,7 @@ def _find_tool(tool: str) -> Path:
     raise ToolchainError(f"no {tool} on this machine", exists=f"looked in {', '.join(map(str, tried))}", fix=WHEELS_FIX)
 
 
-def find_nvcc(explicit: Path | None, probes: _ProbeCache) -> tuple[Path, Path, str]:
+def find_nvcc(explicit: Path | None, probes: ProbeCache) -> tuple[Path, Path, str]:
     """(nvcc, folder of libcudart_static.a, version), e.g. version 13.0.88.
 
     explicit: the --nvcc option, taken before anything else.
@@ -149,7 +151,7 @@ def find_nvcc(explicit: Path | None, probes: _ProbeCache) -> tuple[Path, Path, s
         raise ToolchainError(f"--nvcc {nvcc} is not an executable file", fix=WHEELS_FIX)
     # nvcc may be a wrapper script; a dry run names the real folder and the version, and starts nothing else.
     dry_run = [str(nvcc), "--dryrun", "-x", "cu", os.devnull, "-c", "-o", os.devnull]
-    output = probes.ask(dry_run, lambda text: list(_nvcc_parts(_nvcc_home(text, nvcc))))
+    output = probes.ask(dry_run, lambda text: list(_nvcc_parts(_nvcc_home(text, nvcc))), fix=WHEELS_FIX)
     home = _nvcc_home(output, nvcc)
     for part in _nvcc_parts(home):
         if not part.exists():
@@ -172,13 +174,14 @@ def _nvcc_parts(home: Path) -> Iterator[Path]:
     yield from (home / "nvcc", home / "ptxas", home.parent / "nvvm" / "bin" / "cicc")
 
 
-def find_cxx(probes: _ProbeCache) -> tuple[Path, str]:
+def find_cxx(probes: ProbeCache) -> tuple[Path, str]:
     """(host C++ compiler, version): $NVCC_CCBIN or g++. Raises: ToolchainError if there is none."""
-    found = shutil.which(os.environ.get("NVCC_CCBIN", "g++"))
+    wanted = os.environ.get("NVCC_CCBIN", "g++")
+    found = shutil.which(wanted)
     if not found:
-        raise ToolchainError("no g++ on PATH; nvcc needs a host compiler", fix=CXX_FIX)
+        raise ToolchainError(f"no {wanted} on PATH; nvcc needs a host compiler", fix=CXX_FIX)
     path = Path(found).absolute()
-    return path, probes.ask([str(path), "-dumpfullversion"], lambda _: []).strip()
+    return path, probes.ask([str(path), "-dumpfullversion"], lambda _: [], fix=CXX_FIX).strip()
 
 
 def find_cuobjdump() -> Path:
@@ -214,7 +217,7 @@ def find_toolchain(*, nvcc: Path | None, cache: Path) -> Toolchain:
 
     Raises: ToolchainError naming the first part that is missing, with the command that installs it.
     """
-    probes = _ProbeCache(cache / "toolchain.json")
+    probes = ProbeCache(cache)
     nvcc_path, cudart_dir, nvcc_version = find_nvcc(nvcc, probes)
     cxx, cxx_version = find_cxx(probes)
     cuobjdump = find_cuobjdump()
@@ -229,22 +232,3 @@ def find_toolchain(*, nvcc: Path | None, cache: Path) -> Toolchain:
         tvm_ffi_include=tvm_ffi,
         versions={"nvcc": nvcc_version, "g++": cxx_version, "cutlass": cutlass_version, "tvm-ffi": tvm_ffi_version},
     )
-
-
-def diagnose(*, nvcc: Path | None, cache: Path) -> list[Finding]:
-    """One finding per part of the toolchain; nothing is raised."""
-    probes = _ProbeCache(cache / "toolchain.json")
-    checks: dict[str, Callable[[], tuple[object, ...]]] = {
-        "nvcc": lambda: find_nvcc(nvcc, probes)[::2],
-        "g++": lambda: find_cxx(probes),
-        "cuobjdump": lambda: (find_cuobjdump(),),
-        "CUTLASS headers": find_cutlass,
-        "tvm-ffi headers": find_tvm_ffi,
-    }
-    findings = []
-    for name, check in checks.items():
-        try:
-            findings.append(Finding(name=name, ok=True, detail="  ".join(str(part) for part in reversed(check()))))
-        except ToolchainError as error:
-            findings.append(Finding(name=name, ok=False, detail=error.asked, fix=error.fix))
-    return findings

@@ -109,9 +109,22 @@ def test_inspect_fits_eighty_columns_and_marks_a_missing_library(prism, tmp_path
         (("build", "-m", CONFIG, "--cache", "/proc/cache"), "/proc/cache"),
         (("build", "-m", CONFIG, "--out", "/proc/bundle"), "/proc/bundle"),
         (("build", "-m", CONFIG, "--arch", ","), "names nothing"),
+        (("build", "-m", CONFIG, "--block-size", ""), "names nothing"),
         (("inspect", "absent"), "no readable manifest.json"),
     ],
-    ids=["config", "block size text", "block size", "arch", "dtype", "nvcc", "cache", "out", "no arch", "bundle"],
+    ids=[
+        "config",
+        "block size text",
+        "block size",
+        "arch",
+        "dtype",
+        "nvcc",
+        "cache",
+        "out",
+        "no arch",
+        "no blocks",
+        "bundle",
+    ],
 )
 def test_mistake_is_explained_without_a_traceback(prism, arguments, words):
     done = prism(*arguments)

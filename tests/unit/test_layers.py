@@ -20,7 +20,7 @@ LAYERS = (
     {"hf_config", "hf_layers", "model_config", "specialize", "manifest"},
     {"render", "toolchain", "fingerprint", "gates", "compile"},
     {"build"},
-    {"console", "explain", "cli"},
+    {"doctor", "console", "explain", "cli"},
     {"__main__"},
 )
 RUNTIME_MAY_USE = set().union(*LAYERS[:5])

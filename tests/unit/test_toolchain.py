@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
 from prism_gen import toolchain
+from prism_gen.doctor import build_findings
 from prism_gen.errors import ToolchainError
-from prism_gen.toolchain import diagnose, find_toolchain
+from prism_gen.toolchain import find_toolchain
+
+GUARDED_MAIN = "sys.exit(1) if 'NVCC_APPEND_FLAGS' in os.environ else main()\n"
 
 
 @pytest.fixture
@@ -102,7 +106,27 @@ def test_missing_headers(find, monkeypatch, package, words):
 
 def test_doctor_lists_every_part_and_raises_nothing(find, fake, tmp_path, monkeypatch):
     monkeypatch.setenv("NVCC_CCBIN", "no-such-compiler")
-    findings = {finding.name: finding for finding in diagnose(nvcc=None, cache=tmp_path / "cache")}
+    findings = {finding.name: finding for finding in build_findings(nvcc=None, cache=tmp_path / "cache")}
     assert set(findings) == {"nvcc", "g++", "cuobjdump", "CUTLASS headers", "tvm-ffi headers"}
     assert [name for name, finding in findings.items() if not finding.ok] == ["g++"]
     assert "apt-get" in findings["g++"].fix
+
+
+def test_doctor_on_a_folder_that_cannot_be_written(find, fake):
+    findings = build_findings(nvcc=None, cache=Path("/proc/no-such-cache"))
+    assert all(finding.ok for finding in findings)
+
+
+def test_host_compiler_that_fails_names_its_own_fix(find, monkeypatch, tmp_path):
+    (tmp_path / "c++").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "c++").chmod(0o755)
+    monkeypatch.setenv("NVCC_CCBIN", str(tmp_path / "c++"))
+    with pytest.raises(ToolchainError, match=r"(?s)c\+\+ -dumpfullversion failed with exit status 3.*apt-get install"):
+        find()
+
+
+def test_nvcc_is_asked_without_hidden_flags(find, fake, monkeypatch):
+    """A broken NVCC_CCBIN is the host compiler's finding, not nvcc's."""
+    (fake.folder / "nvcc").write_text((fake.folder / "nvcc").read_text().replace("main()\n", GUARDED_MAIN))
+    monkeypatch.setenv("NVCC_APPEND_FLAGS", "--no-such-flag")
+    assert find().versions["nvcc"] == "13.0.88"
