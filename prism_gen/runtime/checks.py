@@ -75,6 +75,10 @@ def _check_one(name: str, x: Tensor, rules: TensorRules) -> None:
         raise TensorError(
             f"{name} is a {type(x).__name__}", exists="torch.Tensor", fix=f"pass {name} as a torch tensor"
         )
+    if x.layout != torch.strided:
+        raise TensorError(
+            f"{name} is {x.layout}", exists="torch.strided, a dense tensor", fix=f"call {name}.to_dense()"
+        )
     if x.dtype not in rules.dtypes:
         raise TensorError(
             f"{name} is {x.dtype}",
@@ -174,10 +178,13 @@ def check_selection(selection: Selection, q: Tensor, grid: BlockGrid) -> None:
 
 def check_scale(softmax_scale: float) -> float:
     """softmax_scale as a float. Raises: TensorError unless it is finite and positive."""
-    scale = float(softmax_scale)
+    try:
+        scale = float(softmax_scale)
+    except (TypeError, ValueError, RuntimeError):  # torch raises the last, for more than one element
+        scale = math.nan
     if not (math.isfinite(scale) and scale > 0):
         raise TensorError(
-            f"softmax_scale is {softmax_scale}",
+            f"softmax_scale is {softmax_scale!r}",
             exists="a finite number above 0, multiplied with q k^T",
             fix="leave it out for the model's own (head_dim ** -0.5 for most)",
         )

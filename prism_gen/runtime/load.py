@@ -83,6 +83,7 @@ class Bundle:
 def load_bundle(path: str | Path) -> Bundle:
     """Reads the manifest and checks the SHA-256 of every library; opens none.
 
+    Safe beside a build of the same bundle: where the manifest was replaced under the check, the new one is read.
     Raises: BundleError for a missing, malformed, truncated or newer-schema manifest, an unknown architecture, and a
     missing, truncated or corrupted library.
     """
@@ -93,7 +94,18 @@ def load_bundle(path: str | Path) -> Bundle:
             exists="a bundle is the directory that build writes, with manifest.json and lib/",
             fix=f"python -m prism_gen build --model-config config.json --out {path}",
         )
-    manifest = read_manifest(path)
+    while True:
+        manifest = read_manifest(path)
+        try:
+            _check_kernels(path, manifest)
+        except BundleError:
+            if read_manifest(path) == manifest:
+                raise
+        else:
+            return Bundle(path, manifest)
+
+
+def _check_kernels(path: Path, manifest: Manifest) -> None:
     for entry in manifest.kernels:
         if entry.arch not in ARCHS:
             raise BundleError(
@@ -102,7 +114,6 @@ def load_bundle(path: str | Path) -> Bundle:
                 fix=f"install the prism_gen that wrote it ({manifest.generator}), or rebuild the bundle",
             )
         _check_digest(path / entry.file, entry)
-    return Bundle(path, manifest)
 
 
 def _check_digest(library: Path, entry: KernelEntry) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from prism_gen.errors import UnsupportedError
@@ -38,9 +39,11 @@ def run_layer(
 
     layer: default the file's own, else 0. block_size: (q, k) tokens or "128x64". backend: "auto" takes cuda where torch
     sees a device and the reference otherwise, and says which.
-    Raises: TensorError for a bad file; everything that PrismAttention raises.
+    Raises: TensorError for a bad file; UnsupportedError where `plot` is no PNG; everything that PrismAttention raises.
     """
     console = console or Console()
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise UnsupportedError(f"--plot {plot} does not end in .png", fix="name a PNG, such as --plot mask.png")
     tensors = read_qkv(Path(qkv))
     chosen = ("cuda" if torch.cuda.is_available() else "reference") if backend == "auto" else backend
     attention = PrismAttention(
@@ -59,7 +62,7 @@ def run_layer(
     console.print(_times_table(report))
     if plot is not None:
         _draw(plot, attention, report, tensors)
-        console.print(f"block masks drawn in {plot}")
+        console.print(f"block masks drawn in {plot}", markup=False)
     return report
 
 
@@ -72,7 +75,7 @@ def _print_heading(
     else:
         where = "reference, plain torch on the CPU"
         where += "" if was_asked else " (torch sees no CUDA device)"
-    console.print(f"[bold]{attention.model.name}[/bold] layer {attention.layer}, {file.name}")
+    console.print(f"[bold]{escape(attention.model.name)}[/bold] layer {attention.layer}, {escape(file.name)}")
     console.print(f"backend  {where}", highlight=False)
     console.print(
         f"tokens   {grid.seqlen_q} queries, {grid.seqlen_k} keys, blocks of {grid.block_size_q}x{grid.block_size_k}"

@@ -67,12 +67,15 @@ def threshold_column(name: str, value: ThresholdLike, num_q_heads: int) -> list[
     value: in (0, 1]; a number, a sequence or a tensor whose length divides num_q_heads (a tensor-parallel shard).
     Raises: TensorError for NaN, values out of range, or another length.
     """
-    if isinstance(value, Tensor):
-        numbers = [float(x) for x in value.detach().flatten().tolist()]
-    elif isinstance(value, Sequence):
-        numbers = [float(x) for x in value]
-    else:
-        numbers = [float(value)]
+    given = value.detach().flatten().tolist() if isinstance(value, Tensor) else value
+    try:
+        numbers = [float(x) for x in given] if isinstance(given, Sequence) else [float(given)]
+    except (TypeError, ValueError):
+        raise TensorError(
+            f"{name} is {value!r}",
+            exists="a cumulative probability in (0, 1], or one per q head",
+            fix="give a number, a sequence or a tensor",
+        ) from None
     if not numbers or num_q_heads % len(numbers):
         raise TensorError(
             f"{name} has {len(numbers)} values",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prism_gen.model import ModelSpec
 from prism_gen.runtime import Output, PrismAttention, Selection
-from prism_gen.runtime.results import mass_kept
+from prism_gen.runtime.results import mass_kept, relative_error
 
 
 def qkv(seqlen_q: int = 300, seqlen_k: int = 400, *, heads: tuple[int, int] = (9, 3)) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,3 +122,10 @@ def test_model_by_name_and_by_config(make_bundle: Callable[..., Path], model: Mo
     assert (by_config.model.num_q_heads, by_config.model.num_kv_heads, by_config.model.head_dim) == (9, 3, 64)
     q, k, v = qkv()
     assert by_name(q, k, v).equal(by_config(q, k, v))
+
+
+def test_relative_error_of_a_head_of_zeros() -> None:
+    exact = torch.zeros(1, 5, 2, 4)
+    exact[:, :, 1] = 2.0
+    assert relative_error(exact.clone(), exact).tolist() == [0.0, 0.0]
+    assert relative_error(1.5 * exact, exact).tolist() == [0.0, 0.5]

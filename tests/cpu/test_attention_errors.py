@@ -57,7 +57,9 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "odd stride": ({"q": zeros(dim=65)[..., :64]}, r"q has strides .*not a multiple of 16 bytes"),
     "misaligned": ({"q": zeros(dim=72)[..., 1:65]}, r"q starts at an address[\s\S]*clone\(\)"),
     "requires grad": ({"q": zeros().requires_grad_()}, r"q requires grad[\s\S]*no_grad"),
+    "sparse": ({"q": zeros().to_sparse()}, r"q is torch\.sparse_coo[\s\S]*to_dense\(\)"),
     "scale": ({"softmax_scale": float("nan")}, r"softmax_scale is nan"),
+    "scale text": ({"softmax_scale": "large"}, r"softmax_scale is 'large'"),
 }
 
 
@@ -97,6 +99,12 @@ def test_bad_threshold(model: ModelSpec, band: str, bad: float) -> None:
         PrismAttention(None, model, backend="reference", **{band: bad})
     with pytest.raises(TensorError, match=rf"{band} is .* for head 4"):
         PrismAttention(None, model, backend="reference", **{band: per_head})
+
+
+@pytest.mark.parametrize("bad", ["most", [None], [[0.9]]], ids=repr)
+def test_threshold_that_is_no_number(attention: PrismAttention, bad: Any) -> None:
+    with pytest.raises(TensorError, match=r"high_threshold is [\s\S]*give a number"):
+        attention.make_thresholds(bad, 0.9)
 
 
 def test_threshold_lengths(attention: PrismAttention) -> None:

@@ -13,6 +13,7 @@ import pytest
 from prism_gen.errors import BundleError, ConfigError, DeviceError
 from prism_gen.manifest import MANIFEST_NAME, SCHEMA_VERSION
 from prism_gen.model import ModelSpec
+from prism_gen.runtime import load
 from prism_gen.runtime.load import load_bundle
 from prism_gen.spec import KernelSpec
 from prism_gen.specialize import specialize
@@ -86,6 +87,16 @@ def test_damaged_library(make_bundle: BundleMaker, damage: str) -> None:
     with pytest.raises(BundleError, match=words) as caught:
         load_bundle(path)
     assert library.name in str(caught.value)
+
+
+def test_bundle_that_is_rebuilt_under_the_check(make_bundle: BundleMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first manifest read is the old one, whose library the new build has removed."""
+    path = make_bundle()
+    new = load.read_manifest(path)
+    gone = msgspec.structs.replace(new.kernels[0], file="lib/gone.so")
+    manifests = [msgspec.structs.replace(new, kernels=(gone,))]
+    monkeypatch.setattr(load, "read_manifest", lambda _: manifests.pop() if manifests else new)
+    assert load_bundle(path).manifest == new
 
 
 def test_foreign_device(make_bundle: BundleMaker) -> None:

@@ -97,6 +97,25 @@ def test_plot_that_cannot_be_written(bundle: Path, small_file: Path) -> None:
         run(bundle=bundle, qkv=small_file, backend="reference", plot=small_file / "mask.png")
 
 
+@pytest.mark.parametrize("name", ["mask", "mask.foo"])
+def test_plot_that_is_no_png_is_refused_before_the_run(bundle: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"does not end in \.png"):
+        run(bundle=bundle, qkv=tmp_path / "never read", backend="reference", plot=tmp_path / name)
+
+
+def test_brackets_in_names_are_no_markup(bundle: Path, small_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "[" / "x]"
+    folder.mkdir(parents=True)
+    text, _ = run(
+        bundle=bundle,
+        qkv=small_file.rename(tmp_path / "a[bold].safetensors"),
+        backend="reference",
+        plot=folder / "mask.png",
+    )
+    assert "a[bold].safetensors" in text
+    assert "[/x]/mask.png" in text.replace("\n", "")
+
+
 def test_classes_agree_with_the_selection(sample: dict[str, Tensor], model: ModelSpec) -> None:
     q, k = (sample[name][:, :1500].transpose(0, 1)[None] for name in "qk")
     attention = PrismAttention(None, model, backend="reference")
