@@ -59,6 +59,7 @@ def _token_mistakes(name: str) -> tuple[Mistake, ...]:
         *_tensor_mistakes(name),
         Mistake(name, "misaligned", _misaligned),
         Mistake(name, "last-dim-strided", _transposed_last),
+        Mistake(name, "odd-stride", lambda x: torch.nn.functional.pad(x, (0, 1))[..., :-1]),
     )
 
 
