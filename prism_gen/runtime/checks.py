@@ -112,7 +112,7 @@ def _check_one(name: str, x: Tensor, rules: TensorRules) -> None:
 
 
 def check_strides(name: str, x: Tensor) -> None:
-    """Last dim contiguous, other strides and the base address in 16-byte steps; size-1 dims may have any.
+    """Last dim contiguous, other strides and the base address in 16-byte steps, none 0; size-1 dims may have any.
 
     Raises: TensorError.
     """
@@ -128,6 +128,13 @@ def check_strides(name: str, x: Tensor) -> None:
         raise TensorError(
             f"{name} has strides {list(x.stride())} (elements); dim {bad[0]} is not a multiple of {ALIGN_BYTES} bytes",
             exists=f"multiples of {step} elements",
+            fix=f"call {name}.contiguous()",
+        )
+    expanded = [d for d in range(x.dim() - 1) if x.shape[d] > 1 and x.stride(d) == 0]
+    if expanded:  # no kernel was ever run on one, and CuTe reports a refused TMA descriptor to nobody
+        raise TensorError(
+            f"{name} is expanded: dim {expanded[0]} has stride 0",
+            exists="strides greater than 0",
             fix=f"call {name}.contiguous()",
         )
     if x.data_ptr() % ALIGN_BYTES:

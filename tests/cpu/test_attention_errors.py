@@ -55,6 +55,10 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "last dim strided": ({"q": zeros(dim=128)[..., ::2]}, r"q has stride 2 in its last dim[\s\S]*contiguous\(\)"),
     "odd stride": ({"q": zeros(dim=65)[..., :64]}, r"q has strides .*not a multiple of 16 bytes"),
+    "expanded": (
+        {"q": zeros(heads=1).expand(-1, -1, 9, -1)},
+        r"q is expanded: dim 2 has stride 0[\s\S]*contiguous\(\)",
+    ),
     "misaligned": ({"q": zeros(dim=72)[..., 1:65]}, r"q starts at an address[\s\S]*clone\(\)"),
     "requires grad": ({"q": zeros().requires_grad_()}, r"q requires grad[\s\S]*no_grad"),
     "sparse": ({"q": zeros().to_sparse()}, r"q is torch\.sparse_coo[\s\S]*to_dense\(\)"),
