@@ -6,18 +6,15 @@ not choose kernels (resolve.py does) or compile.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prism_gen.arch import ARCHS
 from prism_gen.errors import BundleError, ConfigError, DeviceError
+from prism_gen.files import sha256
 from prism_gen.manifest import KernelEntry, Manifest, read_manifest
 from prism_gen.model import ModelSpec
-
-HASH_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -117,19 +114,15 @@ def _check_kernels(path: Path, manifest: Manifest) -> None:
 
 
 def _check_digest(library: Path, entry: KernelEntry) -> None:
-    digest, num_bytes = hashlib.sha256(), 0
     try:
-        with library.open("rb") as stream:
-            for chunk in iter(partial(stream.read, HASH_CHUNK_BYTES), b""):
-                digest.update(chunk)
-                num_bytes += len(chunk)
+        digest, num_bytes = sha256(library), library.stat().st_size
     except OSError as error:
         raise BundleError(
             f"{library} of {entry.name} cannot be read ({error.strerror or error})", fix="rebuild the bundle"
         ) from None
-    if digest.hexdigest() != entry.digest:
+    if digest != entry.digest:
         raise BundleError(
-            f"{library} is corrupted or truncated: its {num_bytes} bytes have SHA-256 {digest.hexdigest()}",
+            f"{library} is corrupted or truncated: its {num_bytes} bytes have SHA-256 {digest}",
             exists=f"the manifest says {entry.digest}",
             fix="copy the bundle again, or rebuild it",
         )
