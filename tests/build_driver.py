@@ -5,21 +5,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import msgspec
+from tiny_model import TINY  # beside this script
+
 from prism_gen.build import build
-from prism_gen.model import ModelSpec, RopeSpec, SelectionSpec
+from prism_gen.model import SelectionSpec
 from prism_gen.toolchain import find_toolchain
 
 cache, bundle, templates, tools = map(Path, sys.argv[1:])
-MODEL = ModelSpec(
-    name="tiny",
-    num_q_heads=8,
-    num_kv_heads=2,
-    head_dim=128,
-    dtype="bf16",
-    rope=RopeSpec(rotary_dim=128),
-    selection=SelectionSpec(block_sizes=((128, 128), (128, 64))),
-    layer_kinds=("full",),
-)
+MODEL = msgspec.structs.replace(TINY, selection=SelectionSpec(block_sizes=((128, 128), (128, 64))))
 build(
     [MODEL],
     archs=["sm90"],

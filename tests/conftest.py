@@ -16,8 +16,9 @@ import pytest
 
 from prism_gen.build import build
 from prism_gen.manifest import Manifest
-from prism_gen.model import ModelSpec, RopeSpec, SelectionSpec
+from prism_gen.model import ModelSpec, SelectionSpec
 from prism_gen.toolchain import Toolchain
+from tests.tiny_model import TINY
 
 TESTS = Path(__file__).parent
 
@@ -27,16 +28,7 @@ def make_model() -> Callable[..., ModelSpec]:
     """Factory of small models; keyword arguments replace fields, block_sizes those of the selection."""
 
     def make(*, block_sizes: tuple[tuple[int, int], ...] = ((128, 128),), **fields: object) -> ModelSpec:
-        base = ModelSpec(
-            name="tiny",
-            num_q_heads=8,
-            num_kv_heads=2,
-            head_dim=128,
-            dtype="bf16",
-            rope=RopeSpec(rotary_dim=128),
-            selection=SelectionSpec(block_sizes=block_sizes),
-            layer_kinds=("full", "full"),
-        )
+        base = msgspec.structs.replace(TINY, selection=SelectionSpec(block_sizes=block_sizes))
         return msgspec.structs.replace(base, **fields)
 
     return make

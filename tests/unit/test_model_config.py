@@ -11,6 +11,7 @@ import pytest
 from prism_gen.errors import ConfigError, UnsupportedError
 from prism_gen.model import ModelSpec
 from prism_gen.model_config import load_model_config, parse_block_size
+from tests.unit.small_config import SMALL, write_config
 
 MODELS = Path(__file__).parents[1] / "models"
 # file -> q heads, kv heads, head_dim, layers, RoPE variant, theta
@@ -24,21 +25,11 @@ PUBLISHED = {
     "qwen2.5-7b-instruct": (28, 4, 128, 28, "default", 1e6),
     "qwen2.5-7b-instruct-yarn": (28, 4, 128, 28, "yarn", 1e6),
 }
-SMALL = {
-    "model_type": "llama",
-    "num_attention_heads": 8,
-    "hidden_size": 512,
-    "num_hidden_layers": 4,
-    "torch_dtype": "bfloat16",
-    "max_position_embeddings": 4096,
-}
 
 
 def load(tmp_path: Path, changes: dict[str, Any], **options: Any) -> ModelSpec:
     """The spec of SMALL with `changes`; None removes a key."""
-    data = {key: value for key, value in {**SMALL, **changes}.items() if value is not None}
-    path = tmp_path / "small.json"
-    path.write_text(json.dumps(data))
+    path = write_config(tmp_path / "small.json", changes)
     return load_model_config(path, **options)
 
 

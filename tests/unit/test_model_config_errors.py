@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,8 @@ import pytest
 
 from prism_gen.errors import ConfigError, PrismError, UnsupportedError
 from prism_gen.model_config import load_model_config, parse_block_size
+from tests.unit.small_config import write_config
 
-SMALL = {
-    "model_type": "llama",
-    "num_attention_heads": 8,
-    "hidden_size": 512,
-    "num_hidden_layers": 4,
-    "torch_dtype": "bfloat16",
-    "max_position_embeddings": 4096,
-}
 LINEAR: dict[str, Any] = {"type": "linear", "factor": 2.0}
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "heads-missing": ({"num_attention_heads": None}, "num_attention_heads is missing"),
@@ -70,18 +62,11 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def write(tmp_path: Path, changes: dict[str, Any]) -> Path:
-    """A config.json of SMALL with `changes`; None removes a key."""
-    path = tmp_path / "bad.json"
-    path.write_text(json.dumps({key: value for key, value in {**SMALL, **changes}.items() if value is not None}))
-    return path
-
-
 @pytest.mark.parametrize("name", BAD)
 def test_bad_value(tmp_path: Path, name: str) -> None:
     changes, words = BAD[name]
     with pytest.raises(ConfigError, match=words) as caught:
-        load_model_config(write(tmp_path, changes))
+        load_model_config(write_config(tmp_path / "bad.json", changes))
     assert str(caught.value).startswith(str(tmp_path / "bad.json"))
     assert caught.value.fix
 
@@ -90,7 +75,7 @@ def test_bad_value(tmp_path: Path, name: str) -> None:
 def test_unsupported_model(tmp_path: Path, name: str) -> None:
     changes, words = UNSUPPORTED[name]
     with pytest.raises(UnsupportedError, match=words) as caught:
-        load_model_config(write(tmp_path, changes))
+        load_model_config(write_config(tmp_path / "bad.json", changes))
     assert caught.value.exists
     assert caught.value.fix
 
