@@ -17,7 +17,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from prism_gen.errors import ConfigError
-from prism_gen.model import BandMode
+from prism_gen.model import BandMode, CalibrationMode
 
 JsonObject = dict[str, Any]
 BlockSizeValue = str | int | list[int]
@@ -103,6 +103,7 @@ class HFPrism(msgspec.Struct, forbid_unknown_fields=True):
     low_freq_threshold: float | UnsetType = UNSET
     force_sink: bool | UnsetType = UNSET
     force_recent: bool | UnsetType = UNSET
+    calibration: CalibrationMode | UnsetType = UNSET
 
 
 def read_json(path: Path) -> JsonObject:

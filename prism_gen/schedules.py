@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from prism_gen.errors import UnsupportedError
-from prism_gen.families import AttendSchedule, PoolSchedule, SelectSchedule
+from prism_gen.families import AttendSchedule, PoolSchedule, SelectSchedule, SelectShape
 from prism_gen.spec import KernelSpec, Problem, Struct
 
 # Both two-byte types run the same code at the same tile sizes.
@@ -31,8 +31,25 @@ def _pool(head_dim: int, block_size: int, threads: int) -> Row:
     return Row("pool", "sm90", facts, PoolSchedule(threads=threads))
 
 
-def _select(head_dim: int, tile_rows: int, threads: int, cluster: int) -> Row:
-    schedule = SelectSchedule(tile_rows=tile_rows, threads=threads, cluster=cluster)
+def _select(head_dim: int) -> Row:
+    def shape(words: int, *, rows: int, cluster: int, ctas_per_sm: int) -> SelectShape:
+        return SelectShape(words=words, tile_rows=rows, threads=256, cluster=cluster, ctas_per_sm=ctas_per_sm)
+
+    schedule = SelectSchedule(
+        # Short rows: no cluster to wait for. Longer ones: k_mean is read once for 32 or 64 rows.
+        head=(
+            shape(16, rows=16, cluster=1, ctas_per_sm=2),
+            shape(32, rows=32, cluster=2, ctas_per_sm=2),
+            shape(64, rows=32, cluster=4, ctas_per_sm=2),
+        ),
+        # 16 rows in a CTA: the heads of a group lie in one.
+        group=(
+            shape(16, rows=16, cluster=1, ctas_per_sm=2),
+            shape(32, rows=64, cluster=4, ctas_per_sm=1),
+            shape(64, rows=64, cluster=4, ctas_per_sm=1),
+        ),
+        scratch=shape(64, rows=16, cluster=1, ctas_per_sm=2),
+    )
     return Row("select", "sm90", {"head_dim": (head_dim,)}, schedule)
 
 
@@ -54,9 +71,8 @@ ROWS: tuple[Row, ...] = (
     _pool(64, 128, threads=256),
     _pool(128, 64, threads=256),
     _pool(128, 128, threads=256),
-    # 64 rows read k_mean together, and one warp of 8 CTAs takes one row; two CTAs share an SM.
-    _select(64, tile_rows=64, threads=256, cluster=8),
-    _select(128, tile_rows=64, threads=256, cluster=8),
+    _select(64),
+    _select(128),
     # head_dim 128: the slots fill shared memory (160 KiB beside 64 KiB of Q). head_dim 64: 128 KiB is plenty.
     _attend(64, 128, 128, tile_n=128, kv_stages=8),
     _attend(64, 128, 64, tile_n=128, kv_stages=8),

@@ -14,7 +14,7 @@ from prism_gen.errors import BundleError, UnsupportedError
 from prism_gen.families.attend import ATTEND, AttendProblem, AttendSchedule
 from prism_gen.families.family import Family
 from prism_gen.families.pool import POOL, PoolProblem, PoolSchedule
-from prism_gen.families.select import SELECT, SelectProblem, SelectSchedule
+from prism_gen.families.select import SELECT, SelectProblem, SelectSchedule, SelectShape
 from prism_gen.spec import KernelSpec
 
 FAMILIES: dict[str, Family] = {row.name: row for row in (POOL, SELECT, ATTEND)}
@@ -28,6 +28,7 @@ __all__ = [
     "PoolSchedule",
     "SelectProblem",
     "SelectSchedule",
+    "SelectShape",
     "context",
     "decode_spec",
     "family",

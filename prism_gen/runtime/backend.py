@@ -5,7 +5,7 @@ Owns the Backend protocol that PrismAttention drives. Arguments arrive checked (
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from prism_gen.rope import Bands
 from prism_gen.runtime import reference
 from prism_gen.runtime.grid import BlockGrid
+from prism_gen.runtime.rules import PAPER_RULES, SelectRules
 from prism_gen.runtime.selection import Selection
 
 
@@ -43,7 +44,7 @@ class Backend(Protocol):
         ...
 
     def select(self, pooled: Pooled, thresholds: Tensor, *, with_probs: bool) -> Selection:
-        """The chosen blocks; thresholds: fp32 [num_q_heads, 2] on the device of pooled."""
+        """The chosen blocks; thresholds: fp32 [num_lists, 2] on the device of pooled."""
         ...
 
     def attend(
@@ -58,8 +59,7 @@ class ReferenceBackend:
     """reference.py on whatever device the tensors are on."""
 
     bands: Bands
-    force_sink: bool
-    force_recent: bool
+    rules: SelectRules = PAPER_RULES
     name: str = "reference"
 
     def pool(self, x: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
@@ -76,10 +76,9 @@ class ReferenceBackend:
             thresholds,
             bands=self.bands,
             grid=pooled.grid,
-            force_sink=self.force_sink,
-            force_recent=self.force_recent,
+            rules=self.rules,
         )
-        return chosen if with_probs else Selection(chosen.block_indices, chosen.block_counts, pooled.grid)
+        return chosen if with_probs else replace(chosen, probs=None)
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, selection: Selection, *, softmax_scale: float, return_lse: bool

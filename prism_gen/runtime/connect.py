@@ -12,12 +12,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from prism_gen.errors import ConfigError, DeviceError, UnsupportedError
-from prism_gen.model import ModelSpec
+from prism_gen.model import ModelSpec, SelectionSpec
 from prism_gen.model_config import load_model_config
 from prism_gen.runtime.backend import Backend, ReferenceBackend
 from prism_gen.runtime.cuda import CudaBackend
 from prism_gen.runtime.load import Bundle, load_bundle
 from prism_gen.runtime.resolve import Resolution, build_command, layer_requests, resolve
+from prism_gen.runtime.rules import SelectRules
 from prism_gen.specialize import block_pair_bands
 
 BackendName = Literal["cuda", "reference"]
@@ -104,11 +105,11 @@ def connect(
     Raises: UnsupportedError for an unknown backend; DeviceError, BundleError or ResolveError where "cuda" cannot be
     had.
     """
-    model, selection = subject.model, subject.model.selection
+    model = subject.model
+    rules = model_rules(model.selection)
     if backend == "reference":
         bands = block_pair_bands(model, block_size)
-        reference = ReferenceBackend(bands, force_sink=selection.force_sink, force_recent=selection.force_recent)
-        return Connection(reference, None, ())
+        return Connection(ReferenceBackend(bands, rules), None, ())
     if backend != "cuda":
         raise UnsupportedError(f"no backend {backend!r}", exists=", ".join(BACKENDS), fix="choose one of these")
     cuda = cuda_device(device)
@@ -120,14 +121,17 @@ def connect(
     chosen = [resolve(bundle.manifest.kernels, request, build_command=command) for request in requests]
     pool_q, pool_k, select, attend = (bundle.module(resolution.entry) for resolution in chosen)
     pools: dict[int, Any] = {block_size[0]: pool_q, block_size[1]: pool_k}
-    kernels = CudaBackend(
-        pools=pools,
-        select=select,
-        attend=attend,
+    kernels = CudaBackend(pools=pools, select=select, attend=attend, rules=rules)
+    return Connection(kernels, cuda, tuple(chosen))
+
+
+def model_rules(selection: SelectionSpec) -> SelectRules:
+    """A model's rules, without a capacity: lists have room for every key block."""
+    return SelectRules(
         force_sink=selection.force_sink,
         force_recent=selection.force_recent,
+        calibration=selection.calibration,
     )
-    return Connection(kernels, cuda, tuple(chosen))
 
 
 def cuda_device(device: torch.device | str | int | None) -> torch.device:

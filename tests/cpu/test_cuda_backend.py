@@ -19,6 +19,7 @@ from prism_gen.runtime import PrismAttention, cuda, reference
 from prism_gen.runtime.backend import Pooled
 from prism_gen.runtime.cuda import CudaBackend, Workspace
 from prism_gen.runtime.grid import BlockGrid
+from prism_gen.runtime.rules import SelectRules
 from prism_gen.runtime.selection import Selection
 from prism_gen.specialize import block_pair_bands
 
@@ -47,11 +48,13 @@ def libraries(model: ModelSpec, grid: BlockGrid) -> dict[str, Any]:
         return Library(pool=pool)
 
     def select(*arguments: Any) -> None:
-        *pooled, thresholds, bq, bk, seqlen_q, seqlen_k, sink, recent, indices, counts, probs, scratch = arguments
+        *pooled, thresholds, bq, bk, seqlen_q, seqlen_k = arguments[:9]
+        rules, (indices, counts, wanted, probs, scratch) = arguments[9:14], arguments[14:]
         assert BlockGrid(seqlen_q, seqlen_k, bq, bk) == grid
         assert scratch.shape == (11,)
+        assert wanted is None
         chosen = reference.select(
-            *pooled, thresholds, bands=bands, grid=grid, force_sink=bool(sink), force_recent=bool(recent)
+            *pooled, thresholds, bands=bands, grid=grid, rules=SelectRules.of_kernel_arguments(*rules)
         )
         indices.copy_(chosen.block_indices)
         counts.copy_(chosen.block_counts)
@@ -90,7 +93,7 @@ def test_stages_launch_what_the_reference_means(
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, n, h, 64).bfloat16() for n, h in ((200, 9), (300, 3), (300, 3)))
     grid = BlockGrid(200, 300, *block_size)
-    backend = CudaBackend(**libraries(model, grid), force_sink=force[0], force_recent=force[1])
+    backend = CudaBackend(**libraries(model, grid), rules=SelectRules(*force))
     exact = reference_stages(model, q, k, grid, force)
     (q_mean, q_energy), (k_mean, k_energy) = backend.pool(q, block_size[0]), backend.pool(k, block_size[1])
     pooled = Pooled(q_mean, k_mean, q_energy, k_energy, grid)
@@ -120,8 +123,7 @@ def reference_stages(model: ModelSpec, q: Tensor, k: Tensor, grid: BlockGrid, fo
         torch.full((9, 2), 0.5),
         bands=bands,
         grid=grid,
-        force_sink=force[0],
-        force_recent=force[1],
+        rules=SelectRules(*force),
     )
 
 

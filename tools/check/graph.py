@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks.timing import captured
 from prism_gen.runtime.grid import BlockGrid
+from prism_gen.runtime.rules import PAPER_RULES
 from tools.check.kernels import Kernel, of_family
 from tools.check.report import Findings, Group, Report
 from tools.check.selection import pool_pair
@@ -58,7 +59,8 @@ class Pipeline:
         scored = (b["q_mean"], b["k_mean"], b["q_energy"], b["k_energy"], b["thresholds"])
         lengths = (grid.block_size_q, grid.block_size_k, grid.seqlen_q, grid.seqlen_k)
         lists = (b["block_indices"], b["block_counts"])
-        self.select.launch(*scored, *lengths, 1, 1, *lists, probs, b.get("scratch"))
+        rules = PAPER_RULES.kernel_arguments()
+        self.select.launch(*scored, *lengths, *rules, *lists, None, probs, b.get("scratch"))
 
     def selection(self) -> None:
         """Launches pool, pool, select."""
