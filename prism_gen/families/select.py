@@ -44,7 +44,7 @@ class SelectShape(Struct, frozen=True, kw_only=True):
 
 
 class SelectSchedule(Struct, frozen=True, kw_only=True):
-    """Shapes by rising words: for lists of one q head under the paper's rules, under any rules, and for lists of a group.
+    """Shapes by rising words: lists of one q head under the paper's rules, under any rules, and lists of a group.
 
     scratch: for rows longer than all of these, cluster 1.
     """
