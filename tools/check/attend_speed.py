@@ -110,7 +110,7 @@ def time_peer(problem: Problem, peer: Peer, ours: Tensor) -> Findings:
 def run(kernels: list[Kernel], report: Report, options: Options) -> None:
     """Every attend kernel of the asked dtypes on every length and density, each with its peers."""
     ceiling = report_ceilings(report)["tflops"]
-    known = attend_peers(options.prism_src)
+    known = attend_peers(options.prism_src, options.flashprefill_lib)
     dense_timed: set[tuple[object, ...]] = set()
     for kernel in of_family(kernels, "attend"):
         if kernel.problem.dtype not in options.speed_dtypes:
