@@ -34,6 +34,7 @@ def attend_peers(prism_src: str | None = None, flashprefill_lib: str | None = No
         Peer("flash2-dense", False, _torch_unavailable, prepare_sdpa("FLASH_ATTENTION")),
         Peer("flex-sparse", True, _torch_unavailable, prepare_flex),
         Peer("fa4-sparse", True, fa4.sparse_unavailable, fa4.prepare_sparse),
+        Peer("fa4-packed", True, fa4.packed_unavailable, fa4.prepare_packed),
         Peer("fa4-dense", False, fa4.unavailable, fa4.prepare_dense),
         Peer("prism-sparse", True, prism_sparse_unavailable, prepare_prism(prism_src)),
         Peer(

@@ -75,7 +75,7 @@ def unavailable(library: str | None, problem: Problem) -> str:
 def _library(path: str) -> Any:
     import tvm_ffi  # noqa: PLC0415 optional peers import lazily
 
-    return tvm_ffi.load_module(path)
+    return tvm_ffi.load_module(str(Path(path).resolve()))  # dlopen looks for a bare name in the system's folders only
 
 
 def prepare(library: str | None) -> Callable[[Problem], Callable[[], Tensor]]:

@@ -58,7 +58,7 @@ class Peer(NamedTuple):
     """One peer. sparse: it visits only the selected blocks, and its output must equal ours.
 
     unavailable: why it cannot run this problem here, "" if it can. prepare: conversions that are not timed; returns
-    the call to time, whose result is out [1, seqlen_q, num_q_heads, head_dim].
+    the call to time, whose result is out [1, seqlen_q, num_q_heads, head_dim], or a view that reshapes to it.
     """
 
     name: str

@@ -101,7 +101,7 @@ def time_peer(problem: Problem, peer: Peer, ours: Tensor) -> Findings:
     tflops = attend_flops(work, problem.grid, ours.shape[-1]) / timing.median_ms / 1e9
     found.figures.update(timing.record(), tflops=round(tflops, 1))
     if peer.sparse:
-        distance = float((theirs.float() - ours.float()).norm() / ours.float().norm())
+        distance = float((theirs.reshape(ours.shape).float() - ours.float()).norm() / ours.float().norm())
         found.figures["distance_to_ours"] = distance
         found.require(distance <= PEER_TOLERANCE, f"the output differs from ours by {distance:.3g} of its norm")
     return found
