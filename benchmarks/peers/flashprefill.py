@@ -23,7 +23,7 @@ from prism_gen.runtime.selection import visible_blocks
 
 # The tile of every sm90 kernel of its tile_size.h: packed rows (position * group_size + head) by keys.
 TILE_ROWS, TILE_KEYS = 128, 64
-HEAD_DIM, DTYPE = 128, torch.bfloat16  # of the one kernel in flashprefill.cu; its packed rows need no more for a peer
+HEAD_DIM, DTYPE = 128, torch.bfloat16  # of the one kernel in flashprefill.cu
 SM90 = (9, 0)
 
 
@@ -51,7 +51,11 @@ def tile_lists(problem: Problem) -> TileLists:
 
 
 def lists_unavailable(problem: Problem) -> str:
-    """Why its lists cannot stand for ours, "" if they can."""
+    """Why its lists cannot stand for ours, "" if they can.
+
+    Its kernels without packing are no way to lists per q head: in mainloop_fwd_sm90_tma_gmma_ws.hpp the loader takes
+    the list of a q head and the multiplying warps that of its KV head.
+    """
     if problem.block_mask.shape[0] != problem.k.shape[2]:
         return "takes one list per KV head, and this problem has one per q head"
     block_size_q, block_size_k = problem.block_sizes
