@@ -101,7 +101,7 @@ def time_peer(problem: Problem, peer: Peer, ours: Tensor) -> Findings:
     tflops = attend_flops(work, problem.grid, ours.shape[-1]) / timing.median_ms / 1e9
     found.figures.update(timing.record(), tflops=round(tflops, 1))
     if peer.sparse:
-        distance = float((theirs.float() - ours.float()).norm() / ours.float().norm())
+        distance = float((theirs.reshape(ours.shape).float() - ours.float()).norm() / ours.float().norm())
         found.figures["distance_to_ours"] = distance
         found.require(distance <= PEER_TOLERANCE, f"the output differs from ours by {distance:.3g} of its norm")
     return found
@@ -110,7 +110,7 @@ def time_peer(problem: Problem, peer: Peer, ours: Tensor) -> Findings:
 def run(kernels: list[Kernel], report: Report, options: Options) -> None:
     """Every attend kernel of the asked dtypes on every length and density, each with its peers."""
     ceiling = report_ceilings(report)["tflops"]
-    known = attend_peers(options.prism_src)
+    known = attend_peers(options.prism_src, options.flashprefill_lib)
     dense_timed: set[tuple[object, ...]] = set()
     for kernel in of_family(kernels, "attend"):
         if kernel.problem.dtype not in options.speed_dtypes:
