@@ -41,11 +41,8 @@ def specialize(model: ModelSpec, archs: Sequence[str]) -> tuple[KernelSpec, ...]
         for pair in model.selection.block_sizes:
             split = block_pair_bands(model, pair)
             high, low = tuple(split.high_dims), tuple(split.low_dims)
-            for block_size in pair:
-                pool = PoolProblem(
-                    dtype=model.dtype, head_dim=model.head_dim, block_size=block_size, high_dims=high, low_dims=low
-                )
-                pools.append(kernel_spec("pool", arch, pool))
+            pool = PoolProblem(dtype=model.dtype, head_dim=model.head_dim, high_dims=high, low_dims=low)
+            pools.append(kernel_spec("pool", arch, pool))
             select = SelectProblem(head_dim=model.head_dim, high_dims=high, low_dims=low)
             selects.append(kernel_spec("select", arch, select))
             attend = AttendProblem(

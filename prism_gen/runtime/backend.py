@@ -13,6 +13,8 @@ from torch import Tensor
 from prism_gen.rope import Bands
 from prism_gen.runtime import reference
 from prism_gen.runtime.grid import BlockGrid
+from prism_gen.runtime.pooled_keys import PooledKeys
+from prism_gen.runtime.reference_pool import pool, pool_chunk
 from prism_gen.runtime.selection import Selection
 
 
@@ -38,8 +40,8 @@ class Backend(Protocol):
         """ "cuda" or "reference"."""
         ...
 
-    def pool(self, x: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
-        """Means and energies of the blocks of x [batch, seqlen, num_heads, head_dim]."""
+    def pool(self, q: Tensor, k: Tensor, grid: BlockGrid, cache: PooledKeys | None = None) -> Pooled:
+        """Means and energies of the blocks of q and k; with a cache, only of those keys that it has not seen."""
         ...
 
     def select(self, pooled: Pooled, thresholds: Tensor, *, with_probs: bool) -> Selection:
@@ -62,9 +64,22 @@ class ReferenceBackend:
     force_recent: bool
     name: str = "reference"
 
-    def pool(self, x: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    def pool(self, q: Tensor, k: Tensor, grid: BlockGrid, cache: PooledKeys | None = None) -> Pooled:
         """See Backend.pool."""
-        return reference.pool(x, block_size, self.bands)
+        q_mean, q_energy = pool(q, grid.block_size_q, self.bands)
+        if cache is None:
+            k_mean, k_energy = pool(k, grid.block_size_k, self.bands)
+            return Pooled(q_mean, k_mean, q_energy, k_energy, grid)
+        start = cache.num_tokens
+        if grid.seqlen_k > start:
+            chunk = pool_chunk(k[:, start:], grid.block_size_k, self.bands, start=start, tail=cache.tail)
+            first = start // grid.block_size_k
+            cache.mean[:, :, first : grid.num_k_blocks] = chunk.mean
+            cache.energy[:, :, first : grid.num_k_blocks] = chunk.energy
+            cache.next_tail.copy_(chunk.tail)
+            cache.advance(grid.seqlen_k)
+        k_mean, k_energy = cache.pooled()
+        return Pooled(q_mean, k_mean, q_energy, k_energy, grid)
 
     def select(self, pooled: Pooled, thresholds: Tensor, *, with_probs: bool) -> Selection:
         """See Backend.select; the probabilities exist anyway and are left out unless asked for."""

@@ -7,7 +7,7 @@ back from one backend to another.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -118,10 +118,9 @@ def connect(
     command = build_command(model, arch, block_size, config=subject.config, out=str(bundle.path))
     requests = layer_requests(model, arch, block_size)
     chosen = [resolve(bundle.manifest.kernels, request, build_command=command) for request in requests]
-    pool_q, pool_k, select, attend = (bundle.module(resolution.entry) for resolution in chosen)
-    pools: dict[int, Any] = {block_size[0]: pool_q, block_size[1]: pool_k}
+    pool, select, attend = (bundle.module(resolution.entry) for resolution in chosen)
     kernels = CudaBackend(
-        pools=pools,
+        pool=pool,
         select=select,
         attend=attend,
         force_sink=selection.force_sink,

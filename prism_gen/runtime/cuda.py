@@ -6,7 +6,7 @@ kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prism_gen.runtime.backend import Pooled
 from prism_gen.runtime.grid import BlockGrid
+from prism_gen.runtime.pooled_keys import PooledKeys
 from prism_gen.runtime.selection import Selection
 
 
@@ -54,24 +55,28 @@ class CudaBackend:
 
     name = "cuda"
 
-    def __init__(
-        self, *, pools: Mapping[int, Any], select: Any, attend: Any, force_sink: bool, force_recent: bool
-    ) -> None:
-        """Binds the exported functions once. pools: block size in tokens -> module; select, attend: modules."""
-        self._pools = {block_size: module.get_function("pool") for block_size, module in pools.items()}
+    def __init__(self, *, pool: Any, select: Any, attend: Any, force_sink: bool, force_recent: bool) -> None:
+        """Binds the exported functions of the three modules once."""
+        self._pool = pool.get_function("pool")
         self._select = select.get_function("select")
         self._scratch_floats = select.get_function("scratch_floats")
         self._attend = attend.get_function("attend")
         self._force = (int(force_sink), int(force_recent))
 
-    def pool(self, x: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
-        """See Backend.pool."""
-        batch, seqlen, num_heads, head_dim = x.shape
-        num_blocks = -(-seqlen // block_size)
-        mean = torch.empty(batch, num_heads, num_blocks, head_dim, dtype=torch.float32, device=x.device)
-        energy = torch.empty(batch, num_heads, num_blocks, 3, dtype=torch.float32, device=x.device)
-        self._pools[block_size](x, mean, energy)
-        return mean, energy
+    def pool(self, q: Tensor, k: Tensor, grid: BlockGrid, cache: PooledKeys | None = None) -> Pooled:
+        """See Backend.pool. One launch."""
+        q_mean, q_energy = _empty_pooled(q, grid.num_q_blocks)
+        sizes = (grid.block_size_q, grid.block_size_k)
+        if cache is None:
+            k_mean, k_energy = _empty_pooled(k, grid.num_k_blocks)
+            self._pool(q, k, q_mean, q_energy, k_mean, k_energy, *sizes, 0, None, None)
+            return Pooled(q_mean, k_mean, q_energy, k_energy, grid)
+        start = cache.num_tokens
+        tails = (cache.tail, cache.next_tail)
+        self._pool(q, k[:, start:], q_mean, q_energy, cache.mean, cache.energy, *sizes, start, *tails)
+        cache.advance(grid.seqlen_k)
+        k_mean, k_energy = cache.pooled()
+        return Pooled(q_mean, k_mean, q_energy, k_energy, grid)
 
     def select(self, pooled: Pooled, thresholds: Tensor, *, with_probs: bool) -> Selection:
         """See Backend.select. What follows a row's block_counts in block_indices is not written."""
@@ -120,6 +125,13 @@ class CudaBackend:
             WORKSPACE.tile_counter(q.device),
         )
         return out, lse
+
+
+def _empty_pooled(x: Tensor, num_blocks: int) -> tuple[Tensor, Tensor]:
+    """Room for the means and energies of x [batch, seqlen, num_heads, head_dim]."""
+    rows = (x.shape[0], x.shape[2], num_blocks)
+    mean = torch.empty(*rows, x.shape[3], dtype=torch.float32, device=x.device)
+    return mean, torch.empty(*rows, 3, dtype=torch.float32, device=x.device)
 
 
 def _sizes(grid: BlockGrid) -> tuple[int, int, int, int]:

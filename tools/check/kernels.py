@@ -19,6 +19,7 @@ from prism_gen.model import RopeSpec, SelectionSpec
 from prism_gen.runtime import reference
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.load import load_bundle
+from prism_gen.runtime.reference_pool import pool_chunk
 from prism_gen.runtime.selection import Selection
 from prism_gen.schedules import kernel_spec
 from prism_gen.spec import KernelSpec
@@ -85,9 +86,8 @@ def reference_kernels() -> list[Kernel]:
     split = rope.bands(RopeSpec(rotary_dim=REFERENCE_HEAD_DIM), REFERENCE_HEAD_DIM, SelectionSpec(), block_size=128)
     high, low = split.high_dims, split.low_dims
     pools = [
-        PoolProblem(dtype=dtype, head_dim=REFERENCE_HEAD_DIM, block_size=size, high_dims=high, low_dims=low)
+        PoolProblem(dtype=dtype, head_dim=REFERENCE_HEAD_DIM, high_dims=high, low_dims=low)
         for dtype in REFERENCE_DTYPES
-        for size in sorted({size for pair in REFERENCE_BLOCKS for size in pair})
     ]
     select = SelectProblem(head_dim=REFERENCE_HEAD_DIM, high_dims=high, low_dims=low)
     attends = [
@@ -103,15 +103,47 @@ def reference_kernels() -> list[Kernel]:
 
 
 class _ReferencePool:
-    """reference.pool behind pool's raw signature."""
+    """reference_pool.pool_chunk behind pool's raw signature."""
 
     def __init__(self, problem: PoolProblem) -> None:
         self._problem = problem
 
-    def __call__(self, x: Tensor, mean: Tensor, energy: Tensor) -> None:
-        new_mean, new_energy = reference.pool(x, self._problem.block_size, bands_of(self._problem))
-        mean.copy_(new_mean)
-        energy.copy_(new_energy)
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        q_mean: Tensor,
+        q_energy: Tensor,
+        k_mean: Tensor,
+        k_energy: Tensor,
+        block_size_q: int,
+        block_size_k: int,
+        k_start: int,
+        tail_in: Tensor | None,
+        tail_out: Tensor | None,
+    ) -> None:
+        self._pool(q, q_mean, q_energy, block_size_q)
+        self._pool(k, k_mean, k_energy, block_size_k, start=k_start, tail=tail_in, tail_out=tail_out)
+
+    def _pool(
+        self,
+        x: Tensor,
+        mean: Tensor,
+        energy: Tensor,
+        block_size: int,
+        *,
+        start: int = 0,
+        tail: Tensor | None = None,
+        tail_out: Tensor | None = None,
+    ) -> None:
+        if x.shape[1] == 0:
+            return
+        chunk = pool_chunk(x, block_size, bands_of(self._problem), start=start, tail=tail)
+        first, end = start // block_size, start + x.shape[1]
+        mean[:, :, first : first + chunk.mean.shape[2]] = chunk.mean
+        energy[:, :, first : first + chunk.mean.shape[2]] = chunk.energy
+        if tail_out is not None and end % block_size:
+            tail_out.copy_(chunk.tail)
 
 
 class _ReferenceSelect:

@@ -13,7 +13,7 @@ Record = dict[str, Any]
 # Columns of a figure: the first key that a record holds is shown.
 MAIN_FIGURES = ("tflops", "total_ms", "tbps", "skipped")
 ATTEND_FIGURES = ("ms", "spread", "of_ceiling", "host_us")
-SELECT_FIGURES = ("pool_q_ms", "pool_k_ms", "select_ms", "graph_ms", "floor_ms", "density")
+SELECT_FIGURES = ("pool_ms", "select_ms", "graph_ms", "floor_ms", "density")
 MAX_PROBLEM_CHARS = 600
 
 

@@ -1,7 +1,9 @@
-// pool: the mean of one token block of one head per CTA, and the energies of its bands. Bound by memory: x is read once.
+// pool: the means of the token blocks of q and k, and the energies of their bands, in one launch. Bound by memory: each
+// of q and k is read once.
 //
-// A warp load covers whole rows (head_dim elements of one token) in 16-byte vectors; each thread keeps kInFlight of them
-// outstanding. Sums run in fp32 in an order fixed by the thread count: the same bits every run, whatever the batch.
+// A unit is one granule (32 tokens) of one block of one head; a thread sums 8 dims of it in the order of the tokens, and
+// keeps kInFlight 16-byte loads outstanding. The granules of a block are then added in order. So a token's place in its
+// block alone fixes the order of summation: the same bits every run, whatever the batch, the launch or the chunk.
 #pragma once
 
 #include "pool/params.h"
@@ -22,6 +24,10 @@ CUTE_DEVICE uint4 load_streaming(void const* address) {
   return v;
 }
 
+// Lets the next kernel of the stream start its prologue, if it was launched to; it still waits for this grid's end
+// before it reads what this grid writes.
+CUTE_DEVICE void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;"); }
+
 // Two 16-bit floats of one register, widened. A bf16 is the upper half of an fp32.
 template <class Element>
 CUTE_DEVICE float2 unpack(uint32_t pair) {
@@ -32,6 +38,20 @@ CUTE_DEVICE float2 unpack(uint32_t pair) {
   }
 }
 
+// Which block of which head: one output of the kernel.
+struct PoolOutput {
+  int head, block;  // block: in the sequence
+  int64_t index;    // of the block's row in mean and energy
+
+  CUTE_DEVICE PoolOutput(PoolTensor const& t, int batch, int output) {
+    int const minor = t.heads_adjacent ? t.num_heads : t.num_blocks;
+    int const major_index = output / minor, minor_index = output - major_index * minor;
+    head = t.heads_adjacent ? minor_index : major_index;
+    block = t.first_block + (t.heads_adjacent ? major_index : minor_index);
+    index = (int64_t(batch) * t.num_heads + head) * t.capacity + block;
+  }
+};
+
 template <class Config>
 struct PoolKernel {
   using Element = typename Config::Element;
@@ -39,29 +59,24 @@ struct PoolKernel {
   using Low = typename Config::LowBand;
 
   static constexpr int kHeadDim = Config::kHeadDim;
-  static constexpr int kBlockSize = Config::kBlockSize;  // tokens
   static constexpr int kThreads = Config::kThreads;
+  static constexpr int kInFlight = Config::kInFlight;  // 16-byte loads of one thread, 4 registers each
 
-  static constexpr int kRowThreads = kHeadDim / kChunkDims;            // threads across one token's row
-  static constexpr int kPassRows = kThreads / kRowThreads;             // tokens that the CTA reads at a time
-  static constexpr int kPasses = kBlockSize / kPassRows;               // 16-byte loads of one thread
-  static constexpr int kInFlight = kPasses < 8 ? kPasses : 8;          // 8 x 4 registers; more costs resident CTAs
+  static constexpr int kRowThreads = kHeadDim / kChunkDims;  // threads across one token's row
+  static constexpr int kUnits = kThreads / kRowThreads;
   static constexpr int kWarps = kThreads / kWarpSize;
-  static constexpr int kLaneDims = kHeadDim / kWarpSize;               // dims per lane of the final warp
-  static constexpr int kMinCtas = 1024 / kThreads;                     // 64 registers a thread
+  static constexpr int kLaneDims = kHeadDim / kWarpSize;  // dims per lane of the warp that finishes an output
+  static constexpr int kMaxGranules = 4;                  // of a block of 128 tokens
 
   static_assert(sizeof(Element) == 2, "a 16-byte vector must hold one chunk");
-  static_assert(kHeadDim == 64 || kHeadDim == 128 || kHeadDim == 256, "a warp must hold whole rows");
-  static_assert(kRowThreads <= kWarpSize && kThreads % kWarpSize == 0 && kBlockSize % kPassRows == 0 &&
-                    kPasses % kInFlight == 0,
-                "threads must divide the block into whole passes");
+  static_assert(kHeadDim % kWarpSize == 0, "a warp must hold whole rows of a mean");
+  static_assert(kThreads % kWarpSize == 0 && kThreads % kRowThreads == 0, "threads must be whole warps and whole units");
+  static_assert((kUnits & (kUnits - 1)) == 0 && kUnits % kMaxGranules == 0, "units must split into whole blocks");
+  static_assert(kGranuleTokens % kInFlight == 0, "a granule must be whole passes");
 
   struct SharedStorage {
-    alignas(16) float partial[kWarps][kHeadDim];
+    alignas(16) float sums[kUnits][kHeadDim];
   };
-
-  // A lane's dims of a mean, stored as one vector.
-  struct alignas(kLaneDims * sizeof(float)) Vector : cute::array<float, kLaneDims> {};
   using Accumulator = cute::array<float, kChunkDims>;
 
   CUTE_DEVICE static void add(Accumulator& sum, uint4 const& raw) {
@@ -74,86 +89,112 @@ struct PoolKernel {
     }
   }
 
-  // The sum of this thread's tokens row, row + kPassRows, ...; kFull: every one of them is valid.
-  template <bool kFull>
-  CUTE_DEVICE static Accumulator sum_rows(Element const* src, int64_t stride_token, int row, int valid) {
-    Accumulator sum;
-    cute::fill(sum, 0.f);
-    Element const* ptr = src + row * stride_token;
-    int64_t const step = kPassRows * stride_token;
+  static CUTE_DEVICE void store(float* dst, Accumulator const& sum) {
+    reinterpret_cast<float4*>(dst)[0] = make_float4(sum[0], sum[1], sum[2], sum[3]);
+    reinterpret_cast<float4*>(dst)[1] = make_float4(sum[4], sum[5], sum[6], sum[7]);
+  }
+
+  // Adds a whole granule: each load is replaced by the one kInFlight tokens later as soon as it is used.
+  CUTE_DEVICE static void add_granule(Accumulator& sum, Element const* src, int64_t stride_token) {
+    uint4 window[kInFlight];
     CUTE_UNROLL
-    for (int pass = 0; pass < kPasses; pass += kInFlight) {
-      uint4 raw[kInFlight];
+    for (int i = 0; i < kInFlight; ++i) window[i] = load_streaming(src + i * stride_token);
+    CUTE_UNROLL
+    for (int token = 0; token < kGranuleTokens; ++token) {
+      uint4& slot = window[token % kInFlight];
+      add(sum, slot);
+      if (token + kInFlight < kGranuleTokens) slot = load_streaming(src + (token + kInFlight) * stride_token);
+    }
+  }
+
+  // Adds the first num_tokens of a granule, in the same order.
+  CUTE_DEVICE static void add_tokens(Accumulator& sum, Element const* src, int64_t stride_token, int num_tokens) {
+    for (int first = 0; first < num_tokens; first += kInFlight) {
+      uint4 window[kInFlight];
       CUTE_UNROLL
       for (int i = 0; i < kInFlight; ++i) {
-        raw[i] = make_uint4(0, 0, 0, 0);  // +0 in every 16-bit float
-        if (kFull || row + (pass + i) * kPassRows < valid) raw[i] = load_streaming(ptr);
-        ptr += step;
+        window[i] = make_uint4(0, 0, 0, 0);  // +0 in every 16-bit float: a sum that began at +0 keeps its bits
+        if (first + i < num_tokens) window[i] = load_streaming(src + (first + i) * stride_token);
       }
       CUTE_UNROLL
-      for (int i = 0; i < kInFlight; ++i) add(sum, raw[i]);
+      for (int i = 0; i < kInFlight; ++i) add(sum, window[i]);
     }
+  }
+
+  // This thread's 8 dims of one granule, with what an earlier chunk left of it; its tokens past num_tokens are absent.
+  CUTE_DEVICE static Accumulator granule_sum(PoolTensor const& t, PoolOutput const& output, int batch, int granule,
+                                             int chunk) {
+    int const granule_begin = ((output.block << t.log2_granules) + granule) * kGranuleTokens;
+    int const begin = max(granule_begin, t.first_token);
+    int const num_tokens = min(granule_begin + kGranuleTokens, t.first_token + t.num_tokens) - begin;
+    Element const* src = static_cast<Element const*>(t.x) + batch * t.stride_batch + output.head * t.stride_head +
+                         (begin - t.first_token) * t.stride_token + chunk * kChunkDims;
+    Accumulator sum;
+    cute::fill(sum, 0.f);
+    if (num_tokens == kGranuleTokens) {
+      add_granule(sum, src, t.stride_token);
+      return sum;
+    }
+    int64_t const tail = (((int64_t(batch) * t.num_heads + output.head) << t.log2_granules) + granule) * kHeadDim;
+    if (granule_begin < t.first_token) {
+      CUTE_UNROLL
+      for (int i = 0; i < kChunkDims; ++i) sum[i] = t.tail_in[tail + chunk * kChunkDims + i];
+    }
+    add_tokens(sum, src, t.stride_token, num_tokens);
     return sum;
   }
 
   CUTE_DEVICE static void run(PoolParams const& p, SharedStorage& shared) {
-    int const minor = p.heads_adjacent ? p.num_heads : p.num_blocks;
-    int const unit_minor = blockIdx.x % minor, unit_major = blockIdx.x / minor;
-    int const head = p.heads_adjacent ? unit_minor : unit_major;
-    int const block = p.heads_adjacent ? unit_major : unit_minor;
-    int const batch = blockIdx.y;
+    launch_dependents();
+    bool const is_k = int(blockIdx.x) >= p.num_q_ctas;
+    PoolTensor const& t = p.tensors[is_k];
+    int const cta = blockIdx.x - (is_k ? p.num_q_ctas : 0), batch = blockIdx.y;
+    int const cta_outputs = kUnits >> t.log2_granules, num_outputs = t.num_heads * t.num_blocks;
+    int const unit = threadIdx.x / kRowThreads, chunk = threadIdx.x % kRowThreads;
 
-    int const thread = threadIdx.x, warp = thread / kWarpSize, lane = thread % kWarpSize;
-    int const chunk = thread % kRowThreads, row = thread / kRowThreads;
-    int const first_token = block * kBlockSize;
-    int const valid = min(kBlockSize, p.seqlen - first_token);
-    Element const* src = static_cast<Element const*>(p.x) + batch * p.stride_batch + head * p.stride_head +
-                         first_token * p.stride_token + chunk * kChunkDims;
-
-    Accumulator sum = valid == kBlockSize ? sum_rows<true>(src, p.stride_token, row, valid)
-                                          : sum_rows<false>(src, p.stride_token, row, valid);
-    CUTE_UNROLL
-    for (int i = 0; i < kChunkDims; ++i) {
-      CUTE_UNROLL
-      for (int offset = kRowThreads; offset < kWarpSize; offset *= 2) {
-        sum[i] += __shfl_xor_sync(kFullWarp, sum[i], offset);
+    int const granule = unit / cta_outputs, slot = unit % cta_outputs;
+    if (int const index = cta * cta_outputs + slot; index < num_outputs) {
+      PoolOutput const output(t, batch, index);
+      Accumulator const sum = granule_sum(t, output, batch, granule, chunk);
+      store(&shared.sums[unit][chunk * kChunkDims], sum);
+      int const block_tokens = kGranuleTokens << t.log2_granules, end = t.first_token + t.num_tokens;
+      if (t.tail_out != nullptr && end / block_tokens == output.block) {  // the last block, and not complete
+        int64_t const row = ((int64_t(batch) * t.num_heads + output.head) << t.log2_granules) + granule;
+        store(t.tail_out + row * kHeadDim + chunk * kChunkDims, sum);
       }
     }
-    if (lane < kRowThreads) {
-      float4* dst = reinterpret_cast<float4*>(&shared.partial[warp][chunk * kChunkDims]);
-      dst[0] = make_float4(sum[0], sum[1], sum[2], sum[3]);
-      dst[1] = make_float4(sum[4], sum[5], sum[6], sum[7]);
-    }
     __syncthreads();
-    if (warp == 0) {
-      int64_t const out = (int64_t(batch) * p.num_heads + head) * p.num_blocks + block;
-      finish(shared, lane, float(valid), p.mean + out * kHeadDim, p.energy + out * 3);
+    int const warp = threadIdx.x / kWarpSize;
+    for (int i = warp; i < cta_outputs && cta * cta_outputs + i < num_outputs; i += kWarps) {
+      finish(t, PoolOutput(t, batch, cta * cta_outputs + i), &shared.sums[i], cta_outputs);
     }
   }
 
-  // One warp: adds the warps' sums in order, divides, writes the mean and its energies.
-  CUTE_DEVICE static void finish(SharedStorage const& shared, int lane, float valid, float* mean, float* energy) {
-    int const first_dim = lane * kLaneDims;
-    Vector value;
-    cute::fill(value, 0.f);
-    CUTE_UNROLL
-    for (int w = 0; w < kWarps; ++w) {
-      CUTE_UNROLL
-      for (int i = 0; i < kLaneDims; ++i) value[i] += shared.partial[w][first_dim + i];
-    }
-    float const inverse = __frcp_rn(valid);  // exact for a full block: a power of two
-    float all = 0.f;
+  // One warp: adds an output's granules in order, divides, writes the mean and its energies. A lane has dims lane + 32 i.
+  CUTE_DEVICE static void finish(PoolTensor const& t, PoolOutput const& output, float const (*sums)[kHeadDim],
+                                 int cta_outputs) {
+    int const lane = threadIdx.x % kWarpSize;
+    int const block_tokens = kGranuleTokens << t.log2_granules;
+    float const valid = float(min(block_tokens, t.first_token + t.num_tokens - output.block * block_tokens));
+    float* mean = t.mean + output.index * kHeadDim;
+    float high = 0.f, low = 0.f, all = 0.f;
     CUTE_UNROLL
     for (int i = 0; i < kLaneDims; ++i) {
-      value[i] *= inverse;
-      all += value[i] * value[i];
+      int const dim = lane + i * kWarpSize;
+      float sum = 0.f;
+      for (int granule = 0; granule < (1 << t.log2_granules); ++granule) sum += sums[granule * cta_outputs][dim];
+      float const value = __fdiv_rn(sum, valid), square = value * value;
+      mean[dim] = value;
+      int const chunk = dim / kChunkDims;
+      high += High::contains(chunk) ? square : 0.f;
+      low += Low::contains(chunk) ? square : 0.f;
+      all += square;
     }
-    *reinterpret_cast<Vector*>(mean + first_dim) = value;
-    int const chunk = first_dim / kChunkDims;  // kLaneDims divides kChunkDims: a lane lies in one chunk
-    float const high = warp_sum(High::contains(chunk) ? all : 0.f);
-    float const low = warp_sum(Low::contains(chunk) ? all : 0.f);
+    high = warp_sum(high);
+    low = warp_sum(low);
     all = warp_sum(all);
     if (lane == 0) {
+      float* energy = t.energy + output.index * 3;
       energy[0] = high;
       energy[1] = low;
       energy[2] = all;
@@ -162,7 +203,8 @@ struct PoolKernel {
 };
 
 template <class Config>
-__global__ void __launch_bounds__(Config::kThreads, PoolKernel<Config>::kMinCtas) pool_kernel(PoolParams const p) {
+__global__ void __launch_bounds__(Config::kThreads, Config::kMinCtas)
+    pool_kernel(__grid_constant__ PoolParams const p) {
   __shared__ typename PoolKernel<Config>::SharedStorage shared;
   PoolKernel<Config>::run(p, shared);
 }
