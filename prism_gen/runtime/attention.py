@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from prism_gen.model import ModelSpec
-from prism_gen.runtime.backend import Pooled
+from prism_gen.runtime.backend import BeforeRope, Pooled, Rotated
 from prism_gen.runtime.checks import (
     EXACT_DTYPES,
     TORCH_DTYPES,
     TensorRules,
     check_qkv,
+    check_rotation,
     check_scale,
     check_selection,
 )
@@ -166,6 +167,34 @@ class PrismAttention:
     def pool(self, q: Tensor, k: Tensor, *, pooled_keys: PooledKeys | None = None) -> Pooled:
         """Stage 1 alone: block means and energies. Raises: TensorError, DeviceError."""
         return self._pool(q, k, check_qkv(q, k, None, self._rules, self.block_size), pooled_keys)
+
+    def rotate_and_pool(
+        self,
+        q: Tensor,
+        k: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        k_out: Tensor | None = None,
+        pooled_keys: PooledKeys | None = None,
+    ) -> Rotated:
+        """RoPE and stage 1 in one pass over new tokens: rotated q and k, and what select takes.
+
+        q: [batch, num_tokens, num_q_heads, head_dim] and k, of the same tokens, before RoPE; cos, sin: [batch or 1,
+        num_tokens, rotary_dim / 2], one value a pair, in q's dtype. k_out: where rotated k goes, such as its places in
+        the KV cache; default a new tensor. pooled_keys: these tokens follow those that it holds; default they are the
+        first. On a GPU the bundle must have been built with "fused_rope": true.
+        Raises: TensorError, DeviceError, UnsupportedError.
+        """
+        check_qkv(q, k, None, self._rules, self.block_size)
+        check_rotation(q, k, (cos, sin), k_out, self.model.rope.rotary_dim)
+        start = 0 if pooled_keys is None else pooled_keys.num_tokens
+        grid = BlockGrid(q.shape[1], start + k.shape[1], *self.block_size)
+        if pooled_keys is not None:
+            pooled_keys.check(k, grid)
+        k_rotated = torch.empty(k.shape, dtype=k.dtype, device=k.device) if k_out is None else k_out
+        q_rotated, pooled = self.backend.rotate_and_pool(BeforeRope(q, k, cos, sin), k_rotated, grid, pooled_keys)
+        return Rotated(q_rotated, k_rotated, pooled)
 
     def select(self, pooled: Pooled, *, thresholds: Thresholds | None = None, with_probs: bool = False) -> Selection:
         """Stage 2 alone. with_probs: also the fixed-point probabilities of the cut. Raises: TensorError."""

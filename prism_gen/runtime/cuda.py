@@ -7,12 +7,13 @@ kernels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from prism_gen.runtime.backend import Pooled
+from prism_gen.errors import UnsupportedError
+from prism_gen.runtime.backend import BeforeRope, Pooled
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.pooled_keys import PooledKeys
 from prism_gen.runtime.selection import Selection
@@ -55,9 +56,12 @@ class CudaBackend:
 
     name = "cuda"
 
-    def __init__(self, *, pool: Any, select: Any, attend: Any, force_sink: bool, force_recent: bool) -> None:
-        """Binds the exported functions of the three modules once."""
+    def __init__(
+        self, *, pool: Any, select: Any, attend: Any, force_sink: bool, force_recent: bool, rotate: Any | None = None
+    ) -> None:
+        """Binds the exported functions of the modules once. rotate: None where the model does not ask for it."""
         self._pool = pool.get_function("pool")
+        self._rotate_and_pool = None if rotate is None else rotate.get_function("rotate")
         self._select = select.get_function("select")
         self._scratch_floats = select.get_function("scratch_floats")
         self._attend = attend.get_function("attend")
@@ -65,18 +69,24 @@ class CudaBackend:
 
     def pool(self, q: Tensor, k: Tensor, grid: BlockGrid, cache: PooledKeys | None = None) -> Pooled:
         """See Backend.pool. One launch."""
-        q_mean, q_energy = _empty_pooled(q, grid.num_q_blocks)
-        sizes = (grid.block_size_q, grid.block_size_k)
-        if cache is None:
-            k_mean, k_energy = _empty_pooled(k, grid.num_k_blocks)
-            self._pool(q, k, q_mean, q_energy, k_mean, k_energy, *sizes, 0, None, None)
-            return Pooled(q_mean, k_mean, q_energy, k_energy, grid)
-        start = cache.num_tokens
-        tails = (cache.tail, cache.next_tail)
-        self._pool(q, k[:, start:], q_mean, q_energy, cache.mean, cache.energy, *sizes, start, *tails)
-        cache.advance(grid.seqlen_k)
-        k_mean, k_energy = cache.pooled()
-        return Pooled(q_mean, k_mean, q_energy, k_energy, grid)
+        outputs = _pool_outputs(q, k, grid, cache)
+        self._pool(q, k if cache is None else k[:, cache.num_tokens :], *outputs)
+        return _pooled(outputs, grid, cache)
+
+    def rotate_and_pool(
+        self, x: BeforeRope, k_out: Tensor, grid: BlockGrid, cache: PooledKeys | None = None
+    ) -> tuple[Tensor, Pooled]:
+        """See Backend.rotate_and_pool. One launch. q comes back contiguous whatever its strides were."""
+        if self._rotate_and_pool is None:
+            raise UnsupportedError(
+                "this model's kernels were resolved without rotate",
+                exists="pool, select, attend",
+                fix='set "fused_rope": true in the prism object of its config.json, and build again',
+            )
+        q = torch.empty(x.q.shape, dtype=x.q.dtype, device=x.q.device)
+        outputs = _pool_outputs(x.q, x.k, grid, cache)
+        self._rotate_and_pool(*x, q, k_out, *outputs)
+        return q, _pooled(outputs, grid, cache)
 
     def select(self, pooled: Pooled, thresholds: Tensor, *, with_probs: bool) -> Selection:
         """See Backend.select. What follows a row's block_counts in block_indices is not written."""
@@ -125,6 +135,36 @@ class CudaBackend:
             WORKSPACE.tile_counter(q.device),
         )
         return out, lse
+
+
+class _PoolOutputs(NamedTuple):
+    """The arguments of pool and rotate_and_pool behind their inputs, in their order."""
+
+    q_mean: Tensor
+    q_energy: Tensor
+    k_mean: Tensor
+    k_energy: Tensor
+    block_size_q: int
+    block_size_k: int
+    k_start: int
+    tail_in: Tensor | None
+    tail_out: Tensor | None
+
+
+def _pool_outputs(q: Tensor, k: Tensor, grid: BlockGrid, cache: PooledKeys | None) -> _PoolOutputs:
+    q_outputs, sizes = _empty_pooled(q, grid.num_q_blocks), (grid.block_size_q, grid.block_size_k)
+    if cache is None:
+        return _PoolOutputs(*q_outputs, *_empty_pooled(k, grid.num_k_blocks), *sizes, 0, None, None)
+    return _PoolOutputs(*q_outputs, cache.mean, cache.energy, *sizes, cache.num_tokens, cache.tail, cache.next_tail)
+
+
+def _pooled(outputs: _PoolOutputs, grid: BlockGrid, cache: PooledKeys | None) -> Pooled:
+    """What select is given, after the launch."""
+    k_mean, k_energy = outputs.k_mean, outputs.k_energy
+    if cache is not None:
+        cache.advance(grid.seqlen_k)
+        k_mean, k_energy = cache.pooled()
+    return Pooled(outputs.q_mean, k_mean, outputs.q_energy, k_energy, grid)
 
 
 def _empty_pooled(x: Tensor, num_blocks: int) -> tuple[Tensor, Tensor]:

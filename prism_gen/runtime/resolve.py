@@ -15,7 +15,7 @@ from prism_gen.families import AttendProblem, PoolProblem, SelectProblem
 from prism_gen.manifest import KernelEntry
 from prism_gen.model import ModelSpec
 from prism_gen.rope import Bands
-from prism_gen.specialize import block_pair_bands
+from prism_gen.specialize import block_pair_bands, rotate_problem
 
 
 class Request(NamedTuple):
@@ -45,11 +45,12 @@ class Resolution(NamedTuple):
 
 
 class LayerRequests(NamedTuple):
-    """The kernels of one layer."""
+    """The kernels of one layer; rotate only where the model's selection asks for it."""
 
     pool: Request
     select: Request
     attend: Request
+    rotate: Request | None
 
 
 def layer_requests(model: ModelSpec, arch: str, block_size: tuple[int, int]) -> LayerRequests:
@@ -66,6 +67,7 @@ def layer_requests(model: ModelSpec, arch: str, block_size: tuple[int, int]) -> 
         Request("pool", arch, PoolProblem(dtype=model.dtype, **dims)),
         Request("select", arch, SelectProblem(**dims)),
         Request("attend", arch, attend),
+        Request("rotate", arch, rotate_problem(model, bands)) if model.selection.fused_rope else None,
     )
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tools.check import arguments, graph, numerics, pooling, selection
+from prism_gen.runtime.reference_rotate import rotate
+from tools.check import arguments, graph, numerics, pooling, rotation, selection
 from tools.check.cases import Case
 from tools.check.kernels import Kernel, of_family, reference_kernels
 from tools.check.report import Report
@@ -20,6 +21,7 @@ from tools.check.select_cases import SelectCase
 CPU = torch.device("cpu")
 KERNELS = reference_kernels()
 POOL = next(kernel for kernel in KERNELS if kernel.name.startswith("pool-bf16-d64"))
+ROTATE = of_family(KERNELS, "rotate")[0]
 SELECT = of_family(KERNELS, "select")[0]
 ATTEND = next(kernel for kernel in KERNELS if kernel.name == "attend-bf16-d64-b128x64")
 ATTEND_CASE = Case(200, 333, batch=2, mask="scattered")
@@ -257,3 +259,32 @@ def test_an_export_that_accepts_wrong_arguments_or_names_none_is_caught(tmp_path
     assert problems["q_energy-dtype"] == ["was accepted"]
     assert problems["q_energy-dims"] == ["the error does not name q_energy: bad shape"]
     assert not arguments.check_valid(kernel, given).problems
+
+
+def rotated_in_fp32(q: Tensor, _k: Tensor, cos: Tensor, sin: Tensor, q_out: Tensor, *_: Any) -> None:
+    q_out.copy_(rotate(q.float(), cos.float(), sin.float(), interleaved=False))
+
+
+ROTATE_DEFECTS: dict[str, tuple[Defect, str]] = {
+    "rounded-once": (rotated_in_fp32, "q_out has other bits"),
+    "k-past-the-end": (lambda *a: write_past_the_end(a[5]), "wrote outside k_out"),
+    "pools-before-rope": (lambda *a: POOL.launch(a[0], a[1], *a[6:]), "q_mean has other bits"),
+    "forgets-the-tail": (lambda *a: a[-1].zero_(), "tail_out is not"),
+}
+
+
+@pytest.mark.parametrize("name", ROTATE_DEFECTS)
+def test_a_wrong_rotation_is_caught(name: str) -> None:
+    defect, problem = ROTATE_DEFECTS[name]
+    found = rotation.check_rotate(broken(ROTATE, defect), Case(300, 300), CPU, start=100, block_sizes=(128, 64))
+    assert any(problem in text for text in found.problems), found.problems
+
+
+def test_a_rotation_in_place_that_reads_what_it_wrote_is_caught() -> None:
+    def alone(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, q_out: Tensor, k_out: Tensor) -> None:
+        q_out[..., :32] = rotate(q, cos, sin, interleaved=False)[..., :32]
+        q_out[..., 32:] = rotate(q, cos, sin, interleaved=False)[..., 32:]
+        k_out.copy_(rotate(k, cos, sin, interleaved=False))
+
+    found = rotation.check_rotate(replace(ROTATE, alone=alone), Case(70, 70), CPU, start=0, block_sizes=(64, 64))
+    assert any("q rotated in place" in text for text in found.problems), found.problems

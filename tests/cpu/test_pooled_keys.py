@@ -15,6 +15,7 @@ from prism_gen.rope import Bands, bands
 from prism_gen.runtime import PrismAttention
 from prism_gen.runtime.pooled_keys import PooledKeys
 from prism_gen.runtime.reference_pool import GRANULE_TOKENS, granules_per_block, pool, pool_chunk
+from prism_gen.runtime.reference_rotate import rotate
 
 HEAD_DIM = 32
 BANDS: Bands = bands(RopeSpec(rotary_dim=HEAD_DIM), HEAD_DIM, SelectionSpec(), block_size=64)
@@ -139,3 +140,56 @@ def test_keys_that_were_taken_back_are_refused(attention: PrismAttention) -> Non
     attention.pool(q, k, pooled_keys=cache)
     with pytest.raises(TensorError, match=r"k has 100 tokens[\s\S]*200 of at most 256"):
         attention.pool(q[:, :100], k[:, :100], pooled_keys=cache)
+
+
+def rope_tables(start: int, end: int) -> tuple[Tensor, Tensor]:
+    """cos and sin [1, end - start, 32] of tokens start .. end - 1."""
+    inv_freq = 100000.0 ** (-torch.arange(32, dtype=torch.float32) / 32)
+    angle = torch.arange(start, end, dtype=torch.float32)[None, :, None] * inv_freq
+    return angle.cos().bfloat16(), angle.sin().bfloat16()
+
+
+def test_rotating_and_pooling_chunks_is_rotating_all_and_pooling(attention: PrismAttention) -> None:
+    q, k, v = qkv(300)
+    q_all, k_all = (rotate(x, *rope_tables(0, 300), interleaved=False) for x in (q, k))
+    kv_cache = torch.zeros(2, 320, 3, 64, dtype=torch.bfloat16)
+    cache = attention.pooled_keys(batch=2, max_tokens=320, like=k)
+    for start, end in ((0, 130), (130, 300)):
+        tables = rope_tables(start, end)
+        done = attention.rotate_and_pool(
+            q[:, start:end], k[:, start:end], *tables, k_out=kv_cache[:, start:end], pooled_keys=cache
+        )
+        assert done.q.equal(q_all[:, start:end])
+        assert kv_cache[:, :end].equal(k_all[:, :end])
+        plain = attention.pool(q_all[:, start:end], k_all[:, :end])
+        assert all(a.equal(b) for a, b in zip(done.pooled[:4], plain[:4], strict=True))
+        out, _ = attention.attend(done.q, kv_cache[:, :end], v[:, :end], attention.select(done.pooled))
+        assert out.equal(attention(q_all[:, start:end], k_all[:, :end], v[:, :end]))
+
+
+def test_a_first_chunk_needs_neither_cache_nor_room(attention: PrismAttention) -> None:
+    q, k, _ = qkv(130)
+    done = attention.rotate_and_pool(q, k, *rope_tables(0, 130))
+    assert done.k.equal(rotate(k, *rope_tables(0, 130), interleaved=False))
+    assert done.pooled.grid.seqlen_k == 130
+
+
+ROTATION_MISTAKES = {
+    "fewer-q": ({"q": lambda x: x[:, 1:]}, r"q has 99 tokens, k has 100"),
+    "doubled-tables": ({"cos": lambda x: torch.cat([x, x], -1)}, r"cos has shape \[1, 100, 64\][\s\S]*32 pairs"),
+    "fp32-tables": ({"sin": lambda x: x.float()}, r"sin is torch\.float32"),
+    "odd-stride": ({"cos": lambda x: torch.nn.functional.pad(x, (0, 1))[..., :-1]}, r"cos has strides"),
+    "other-layout": ({"sin": lambda x: torch.nn.functional.pad(x, (0, 8))[..., :-8]}, r"sin has shape[\s\S]*same way"),
+    "small-k-out": ({"k_out": lambda x: x[:, 1:]}, r"k_out is torch\.bfloat16 \[2, 99, 3, 64\]"),
+}
+
+
+@pytest.mark.parametrize("name", ROTATION_MISTAKES)
+def test_wrong_tables_are_refused(attention: PrismAttention, name: str) -> None:
+    changes, words = ROTATION_MISTAKES[name]
+    q, k, _ = qkv(100)
+    cos, sin = rope_tables(0, 100)
+    given = {"q": q, "k": k, "cos": cos, "sin": sin, "k_out": torch.empty_like(k)}
+    given.update({key: change(given[key]) for key, change in changes.items()})
+    with pytest.raises(TensorError, match=words):
+        attention.rotate_and_pool(**given)

@@ -32,6 +32,20 @@ def test_one_pool_and_one_select_serve_every_block_size(make_model):
     ]
 
 
+@pytest.mark.parametrize(
+    ("rope", "label"),
+    [
+        (RopeSpec(rotary_dim=128), "rotate bf16-d128-r128-half-h64-l96"),
+        (RopeSpec(rotary_dim=64, interleaved=True), "rotate bf16-d128-r64-pairs-h64-l96"),
+    ],
+    ids=["half-split", "partial interleaved"],
+)
+def test_a_fused_rotation_is_built_where_it_is_asked_for(make_model, rope, label):
+    labels = _labels(specialize(make_model(block_sizes=BLOCK_SIZES, rope=rope, fused_rope=True), ["sm90"]))
+    assert labels.count(label) == 1
+    assert not any("rotate" in label for label in _labels(specialize(make_model(rope=rope), ["sm90"])))
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.family}-{row.schedule}")
 def test_a_row_is_not_hidden_by_one_before_it(row):
     for values in itertools.product(*row.facts.values()):

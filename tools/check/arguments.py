@@ -16,6 +16,7 @@ from prism_gen.runtime.reference_pool import granules_per_block
 from tools.check.cases import Case
 from tools.check.kernels import Kernel, bands_of
 from tools.check.report import Findings, Group, Report
+from tools.check.rotation import rope_tables
 from tools.check.select_cases import SelectCase
 from tools.check.selection import band_energy
 
@@ -103,6 +104,19 @@ def _pool_arguments(kernel: Kernel, device: torch.device) -> dict[str, Any]:
     }
 
 
+def _rotate_arguments(kernel: Kernel, device: torch.device) -> dict[str, Any]:
+    pooled = _pool_arguments(kernel, device)
+    q, k = pooled.pop("q"), pooled.pop("k")
+    q = torch.cat([q, q], 1)[:, : k.shape[1]].contiguous()
+    blocks = -(-q.shape[1] // pooled["block_size_q"])
+    pooled["q_mean"], pooled["q_energy"] = (
+        torch.empty(1, q.shape[2], blocks, width, device=device) for width in (q.shape[3], 3)
+    )
+    cos, sin = (table.contiguous() for table in rope_tables(kernel, k.shape[1], pooled["k_start"], device))
+    outs = {"q_out": torch.empty_like(q), "k_out": torch.empty_like(k)}
+    return {"q": q, "k": k, "cos": cos, "sin": sin, **outs, **pooled}
+
+
 def _select_arguments(kernel: Kernel, device: torch.device) -> dict[str, Any]:
     grid, bands = BLOCKS.grid, bands_of(kernel.problem)
     q_mean, k_mean = BLOCKS.means(kernel.problem.head_dim, device)
@@ -127,7 +141,12 @@ def _select_arguments(kernel: Kernel, device: torch.device) -> dict[str, Any]:
     }
 
 
-ARGUMENTS = {"attend": _attend_arguments, "pool": _pool_arguments, "select": _select_arguments}
+ARGUMENTS = {
+    "attend": _attend_arguments,
+    "pool": _pool_arguments,
+    "rotate": _rotate_arguments,
+    "select": _select_arguments,
+}
 MISTAKES: dict[str, tuple[Mistake, ...]] = {
     "attend": (
         *(mistake for name in ("q", "k", "v", "out") for mistake in _token_mistakes(name)),
@@ -150,6 +169,14 @@ MISTAKES: dict[str, tuple[Mistake, ...]] = {
         Mistake("tail_in", "other-heads", lambda tail: tail[:, 1:].contiguous()),
         Mistake("block_size_q", "odd", lambda _: 48),
         Mistake("k_start", "negative", lambda _: -1, says="from -1"),
+    ),
+    "rotate": (
+        *(mistake for name in ("q", "k", "q_out", "k_out") for mistake in _token_mistakes(name)),
+        *(mistake for name in ("cos", "sin", "k_mean") for mistake in _tensor_mistakes(name)),
+        Mistake("q", "fewer-tokens", lambda q: q[:, 1:], says="k.shape[1]"),
+        Mistake("cos", "odd-stride", lambda cos: torch.nn.functional.pad(cos, (0, 1))[..., :-1]),
+        Mistake("sin", "other-layout", lambda sin: torch.nn.functional.pad(sin, (0, 8))[..., :-8]),
+        Mistake("tail_in", "none", lambda _: None),
     ),
     "select": (
         *(m for name in ("q_mean", "k_energy", "thresholds", "block_counts") for m in _tensor_mistakes(name)),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.masks import compact
-from tools.check import oracle, pooling
+from tools.check import oracle, pooling, rotation
 from tools.check.buffers import Guarded, guarded, guarded_like
 from tools.check.cases import ATTEND_CASES, QUICK_CASES, Case
 from tools.check.kernels import Kernel, of_family
@@ -84,8 +84,9 @@ def _same_bits(first: tuple[Tensor, ...] | list[Tensor], second: tuple[Tensor, .
 
 
 def run(kernels: list[Kernel], report: Report, *, quick: bool) -> None:
-    """Every pool and attend kernel on its cases; one line of progress a kernel."""
+    """Every pool, rotate and attend kernel on its cases; one line of progress a kernel."""
     pooling.run(kernels, report, quick=quick)
+    rotation.run(kernels, report, quick=quick)
     for kernel in of_family(kernels, "attend"):
         group = Group(report, kernel.name)
         for case in QUICK_CASES if quick else ATTEND_CASES:

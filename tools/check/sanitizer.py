@@ -23,6 +23,7 @@ from tools.check.numerics import check_attend
 from tools.check.options import SANITIZED, Options
 from tools.check.pooling import check_chunks, check_pool
 from tools.check.report import Findings, Report
+from tools.check.rotation import check_rotate
 from tools.check.select_cases import SANITIZER_SELECT_CASES
 from tools.check.selection import check_select
 
@@ -55,7 +56,7 @@ def offloaded(kernel: Kernel, device: torch.device) -> Kernel:
             if isinstance(original, Tensor) and isinstance(copy, Tensor):
                 original.copy_(copy)
 
-    return replace(kernel, launch=launch)
+    return replace(kernel, launch=launch, alone=None)
 
 
 def run_sanitized(kernels: list[Kernel], report: Report, device: torch.device) -> None:
@@ -71,6 +72,10 @@ def run_sanitized(kernels: list[Kernel], report: Report, device: torch.device) -
         for case in SANITIZER_CASES:
             if kernel.spec.family == "attend":
                 report.case(kernel.name, str(case), partial(check_attend, kernel, case, report.device))
+                continue
+            if kernel.spec.family == "rotate":
+                turned = partial(check_rotate, kernel, case, report.device, start=100, block_sizes=(64, 128))
+                report.case(kernel.name, str(case), turned)
                 continue
             report.case(kernel.name, str(case), partial(check_pool, kernel, case, report.device))
             chunks = partial(check_chunks, kernel, case, report.device, block_size=128)
