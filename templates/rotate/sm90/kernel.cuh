@@ -145,7 +145,7 @@ struct RotateKernel {
     int const cta = blockIdx.x - (is_k ? p.num_q_ctas : 0), batch = blockIdx.y;
     int const cta_outputs = Tile::num_outputs(t);
     int const unit = threadIdx.x / kRowThreads, column = threadIdx.x % kRowThreads;
-    bool const rotates = column < kRotaryThreads;
+    bool const rotates = kRotaryThreads == kRowThreads || column < kRotaryThreads;
     int const first_chunk = rotates ? column : 2 * kRotaryThreads + 2 * (column - kRotaryThreads);
     int const second_chunk = first_chunk + (rotates ? kRotaryThreads : 1);
     if (int const index = cta * cta_outputs + unit % cta_outputs; index < t.num_heads * t.num_blocks) {
