@@ -103,6 +103,7 @@ class HFPrism(msgspec.Struct, forbid_unknown_fields=True):
     low_freq_threshold: float | UnsetType = UNSET
     force_sink: bool | UnsetType = UNSET
     force_recent: bool | UnsetType = UNSET
+    fused_rope: bool | UnsetType = UNSET
 
 
 def read_json(path: Path) -> JsonObject:

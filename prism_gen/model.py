@@ -79,7 +79,8 @@ class SelectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     block_sizes: (q tokens, k tokens), the first is the model's default. high_freq_dim, low_freq_dim:
     dims per band, multiples of 16; None takes the paper's fractions (1/2 and 3/4 of head_dim).
-    thresholds: cumulative probability in (0, 1]; 1 selects every visible block.
+    thresholds: cumulative probability in (0, 1]; 1 selects every visible block. fused_rope: also build the kernel that
+    rotates q and k and pools them in one pass.
     Raises: ConfigError if a value is out of range.
     """
 
@@ -91,6 +92,7 @@ class SelectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     low_freq_threshold: float = 0.95
     force_sink: bool = True
     force_recent: bool = True
+    fused_rope: bool = False
 
     def __post_init__(self) -> None:
         for name in ("high_freq_dim", "low_freq_dim"):

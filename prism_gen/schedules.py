@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from prism_gen.errors import UnsupportedError
-from prism_gen.families import AttendSchedule, PoolSchedule, SelectSchedule
+from prism_gen.families import AttendSchedule, PoolSchedule, RotateSchedule, SelectSchedule
 from prism_gen.spec import KernelSpec, Problem, Struct
 
 # Both two-byte types run the same code at the same tile sizes.
@@ -26,9 +26,14 @@ class Row(NamedTuple):
     schedule: Struct
 
 
-def _pool(head_dim: int, block_size: int, threads: int) -> Row:
-    facts: Facts = {"dtype": TWO_BYTE_DTYPES, "head_dim": (head_dim,), "block_size": (block_size,)}
-    return Row("pool", "sm90", facts, PoolSchedule(threads=threads))
+def _pool(head_dim: int, *, threads: int, in_flight: int, min_ctas: int) -> Row:
+    schedule = PoolSchedule(threads=threads, in_flight=in_flight, min_ctas=min_ctas)
+    return Row("pool", "sm90", {"dtype": TWO_BYTE_DTYPES, "head_dim": (head_dim,)}, schedule)
+
+
+def _rotate(head_dim: int, *, threads: int, min_ctas: int) -> Row:
+    schedule = RotateSchedule(threads=threads, in_flight=1, min_ctas=min_ctas)
+    return Row("rotate", "sm90", {"dtype": TWO_BYTE_DTYPES, "head_dim": (head_dim,)}, schedule)
 
 
 def _select(head_dim: int, tile_rows: int, threads: int, cluster: int) -> Row:
@@ -49,11 +54,18 @@ def _attend(head_dim: int, block_size_q: int, block_size_k: int, *, tile_n: int,
 
 
 ROWS: tuple[Row, ...] = (
-    # A CTA pools one block of one head: 256 threads hold 4 to 16 16-byte loads each in flight.
-    _pool(64, 64, threads=256),
-    _pool(64, 128, threads=256),
-    _pool(128, 64, threads=256),
-    _pool(128, 128, threads=256),
+    # threads: 16 units (8 of head_dim 192 and 256) of head_dim / 8 threads; 8 loads in flight take 64 registers.
+    _pool(64, threads=256, in_flight=8, min_ctas=4),
+    _pool(96, threads=192, in_flight=8, min_ctas=4),
+    _pool(128, threads=256, in_flight=8, min_ctas=4),
+    _pool(192, threads=192, in_flight=8, min_ctas=4),
+    _pool(256, threads=256, in_flight=8, min_ctas=4),
+    # A token under way and one being rotated take 92 registers with the sums: 640 or 576 threads on an SM.
+    _rotate(64, threads=128, min_ctas=5),
+    _rotate(96, threads=96, min_ctas=6),
+    _rotate(128, threads=128, min_ctas=5),
+    _rotate(192, threads=96, min_ctas=6),
+    _rotate(256, threads=128, min_ctas=5),
     # 64 rows read k_mean together, and one warp of 8 CTAs takes one row; two CTAs share an SM.
     _select(64, tile_rows=64, threads=256, cluster=8),
     _select(128, tile_rows=64, threads=256, cluster=8),

@@ -70,6 +70,49 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor | None, rules: TensorRules, block_
     return BlockGrid(q.shape[1], k.shape[1], *block_size)
 
 
+def check_rotation(q: Tensor, k: Tensor, tables: tuple[Tensor, Tensor], k_out: Tensor | None, rotary_dim: int) -> None:
+    """q and k of check_qkv before RoPE: the same tokens, tables for them, and room for rotated k if it is given.
+
+    tables: cos and sin [batch or 1, num_tokens, rotary_dim / 2]. k_out: like k. Raises: TensorError.
+    """
+    if q.shape[1] != k.shape[1]:
+        raise TensorError(
+            f"q has {q.shape[1]} tokens, k has {k.shape[1]}",
+            exists="the same new tokens of both, before RoPE",
+            fix="leave out the keys that are in the KV cache already",
+        )
+    cos, sin = tables
+    for name, table in (("cos", cos), ("sin", sin)):
+        shape = list(table.shape)
+        if shape not in ([n, q.shape[1], rotary_dim // 2] for n in (1, q.shape[0])):
+            raise TensorError(
+                f"{name} has shape {shape}",
+                exists=f"[1 or {q.shape[0]}, {q.shape[1]} tokens, {rotary_dim // 2} pairs]",
+                fix="pass one value a pair: the first half of the last dim of transformers' tables",
+            )
+        if table.dtype != q.dtype or table.device != q.device:
+            raise TensorError(
+                f"{name} is {table.dtype} on {table.device}, q is {q.dtype} on {q.device}",
+                fix="give the tables q's dtype and device, as the model itself rotates",
+            )
+        check_strides(name, table)
+    if sin.shape != cos.shape or sin.stride() != cos.stride():
+        raise TensorError(
+            f"sin has shape {list(sin.shape)} and strides {list(sin.stride())}, cos {list(cos.shape)} and"
+            f" {list(cos.stride())}",
+            fix="make both in the same way",
+        )
+    if k_out is None:
+        return
+    if k_out.shape != k.shape or k_out.dtype != k.dtype or k_out.device != k.device:
+        raise TensorError(
+            f"k_out is {k_out.dtype} {list(k_out.shape)} on {k_out.device}",
+            exists=f"k's {k.dtype} {list(k.shape)} on {k.device}",
+            fix="pass the places of these tokens in the KV cache",
+        )
+    check_strides("k_out", k_out)
+
+
 def _check_one(name: str, x: Tensor, rules: TensorRules) -> None:
     if not isinstance(x, Tensor):
         raise TensorError(

@@ -1,4 +1,4 @@
-"""Plain-torch pool, select and attend: the meaning of every kernel, on any device and in any float dtype.
+"""Plain-torch select and attend, beside pool (reference_pool.py): the meaning of every kernel, in any float dtype.
 
 Owns the semantics of method.md and templates/README.md, written to be read first and fast second. Must not import
 kernels, and never holds a score matrix of more than one query block of one head.
@@ -17,42 +17,11 @@ from torch import Tensor
 
 from prism_gen.rope import Bands
 from prism_gen.runtime.grid import BlockGrid
+from prism_gen.runtime.reference_pool import band_lists, compute_dtype
 from prism_gen.runtime.selection import Selection, diagonal_blocks, visible_blocks
 
 FIXED_ONE = 1 << 30  # probability 1 in fixed point: p * 2**30 is exact in fp32, and a row's sum is far inside int64
 MIN_RMS = 1e-6  # clamp of r(q), r(k) and tau, so that a head or a band of zeros gives logits of 0 instead of 0/0
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """fp32 for 16-bit inputs, otherwise the input's own dtype."""
-    return torch.float32 if x.element_size() < 4 else x.dtype
-
-
-def band_lists(bands: Bands) -> tuple[list[int], list[int]]:
-    """Dims of the high band and of the low band, in the order of every array with a band axis."""
-    return list(bands.high_dims), list(bands.low_dims)
-
-
-def pool(x: Tensor, block_size: int, bands: Bands) -> tuple[Tensor, Tensor]:
-    """Mean of each token block, and the energy of each mean.
-
-    x: [batch, seqlen, num_heads, head_dim], any strides. block_size: tokens.
-    Returns, in the compute dtype, mean [batch, num_heads, num_blocks, head_dim] and energy [batch, num_heads,
-    num_blocks, 3]: the sum of mean**2 over the dims of the high band, of the low band, of all.
-    Tail: a short last block divides by its valid tokens.
-    Source: method.md steps 1 and 3.
-    """
-    seqlen = x.shape[1]
-    num_blocks = -(-seqlen // block_size)
-    tokens = x.to(compute_dtype(x)).movedim(1, 2)
-    padded = F.pad(tokens, (0, 0, 0, num_blocks * block_size - seqlen))
-    valid = torch.full((num_blocks, 1), float(block_size), dtype=padded.dtype, device=x.device)
-    valid[-1] = seqlen - (num_blocks - 1) * block_size
-    batch, _, num_heads, head_dim = x.shape
-    mean = padded.reshape(batch, num_heads, num_blocks, block_size, head_dim).sum(dim=3) / valid
-    square = mean * mean
-    energy = [square[..., dims].sum(-1) for dims in band_lists(bands)]
-    return mean, torch.stack([*energy, square.sum(-1)], dim=-1)
 
 
 def band_probs(

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from prism_gen.model import ModelSpec
 from prism_gen.runtime import PrismAttention, cuda, reference
-from prism_gen.runtime.backend import Pooled
 from prism_gen.runtime.cuda import CudaBackend, Workspace
 from prism_gen.runtime.grid import BlockGrid
+from prism_gen.runtime.pooled_keys import PooledKeys
+from prism_gen.runtime.reference_pool import pool, pool_chunk
 from prism_gen.runtime.selection import Selection
 from prism_gen.specialize import block_pair_bands
 
@@ -36,15 +37,20 @@ class Library:
 
 
 def libraries(model: ModelSpec, grid: BlockGrid) -> dict[str, Any]:
-    """pools, select and attend whose exports write into the tensors they are given."""
+    """pool, select and attend whose exports write into the tensors they are given."""
     bands = block_pair_bands(model, (grid.block_size_q, grid.block_size_k))
 
-    def make_pool(block_size: int) -> Library:
-        def pool(x: Tensor, mean: Tensor, energy: Tensor) -> None:
-            for target, value in zip((mean, energy), reference.pool(x, block_size, bands), strict=True):
-                target.copy_(value)
-
-        return Library(pool=pool)
+    def launch_pool(*arguments: Any) -> None:
+        q, k, q_mean, q_energy, k_mean, k_energy, bq, bk, start, tail_in, tail_out = arguments
+        for target, value in zip((q_mean, q_energy), pool(q, bq, bands), strict=True):
+            target.copy_(value)
+        if k.shape[1] == 0:
+            return
+        chunk = pool_chunk(k, bk, bands, start=start, tail=tail_in)
+        touched = slice(start // bk, -(-(start + k.shape[1]) // bk))
+        k_mean[:, :, touched], k_energy[:, :, touched] = chunk.mean, chunk.energy
+        if tail_out is not None:
+            tail_out.copy_(chunk.tail)
 
     def select(*arguments: Any) -> None:
         *pooled, thresholds, bq, bk, seqlen_q, seqlen_k, sink, recent, indices, counts, probs, scratch = arguments
@@ -67,7 +73,7 @@ def libraries(model: ModelSpec, grid: BlockGrid) -> dict[str, Any]:
             lse.copy_(exact_lse)
 
     return {
-        "pools": {size: make_pool(size) for size in (grid.block_size_q, grid.block_size_k)},
+        "pool": Library(pool=launch_pool),
         "select": Library(select=select, scratch_floats=lambda *sizes: 11),
         "attend": Library(attend=attend),
     }
@@ -92,8 +98,13 @@ def test_stages_launch_what_the_reference_means(
     grid = BlockGrid(200, 300, *block_size)
     backend = CudaBackend(**libraries(model, grid), force_sink=force[0], force_recent=force[1])
     exact = reference_stages(model, q, k, grid, force)
-    (q_mean, q_energy), (k_mean, k_energy) = backend.pool(q, block_size[0]), backend.pool(k, block_size[1])
-    pooled = Pooled(q_mean, k_mean, q_energy, k_energy, grid)
+    pooled = backend.pool(q, k, grid)
+    cache = PooledKeys(
+        batch=2, num_kv_heads=3, head_dim=64, max_tokens=512, block_size=block_size[1], device=torch.device("cpu")
+    )
+    for seqlen_k in (230, 290, 300, 300):
+        chunked = backend.pool(q, k[:, :seqlen_k], BlockGrid(200, seqlen_k, *block_size), cache)
+    assert all(a.equal(b) for a, b in zip(chunked[:4], pooled[:4], strict=True))
     thresholds = torch.full((9, 2), 0.5)
     selection = backend.select(pooled, thresholds, with_probs=True)
     assert selection.block_counts.equal(exact.block_counts)
@@ -110,7 +121,7 @@ def test_stages_launch_what_the_reference_means(
 def reference_stages(model: ModelSpec, q: Tensor, k: Tensor, grid: BlockGrid, force: tuple[bool, bool]) -> Selection:
     bands = block_pair_bands(model, (grid.block_size_q, grid.block_size_k))
     (q_mean, q_energy), (k_mean, k_energy) = (
-        reference.pool(x, size, bands) for x, size in ((q, grid.block_size_q), (k, grid.block_size_k))
+        pool(x, size, bands) for x, size in ((q, grid.block_size_q), (k, grid.block_size_k))
     )
     return reference.select(
         q_mean,
@@ -150,7 +161,7 @@ def test_a_capture_shares_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, no
 def test_construction_resolves_each_stage_and_binds_it(
     make_bundle: Callable[..., Path], model: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With one device of the right capability; libraries are opened in the order pool, pool, select, attend."""
+    """With one device of the right capability; libraries are opened in the order pool, select, attend."""
     from prism_gen.runtime.load import Bundle
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -168,6 +179,6 @@ def test_construction_resolves_each_stage_and_binds_it(
 
     monkeypatch.setattr(Bundle, "module", module)
     attention = PrismAttention(make_bundle(), "smollm2", 5, block_size=(128, 64))
-    assert opened == ["bf16-d64-b128-h32-l48", "bf16-d64-b64-h32-l48", "d64-h32-l48", "bf16-d64-b128x64"]
+    assert opened == ["bf16-d64-h32-l48", "d64-h32-l48", "bf16-d64-b128x64"]
     assert (attention.backend.name, attention.device) == ("cuda", torch.device("cuda", 0))
-    assert [r.entry.spec.family for r in attention.resolutions] == ["pool", "pool", "select", "attend"]
+    assert [r.entry.spec.family for r in attention.resolutions] == ["pool", "select", "attend"]

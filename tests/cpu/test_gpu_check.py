@@ -163,7 +163,8 @@ def test_the_sanitizer_s_worker_judges_what_comes_back(tmp_path: Path) -> None:
     report = Report("sanitized", tmp_path / "o.jsonl", CPU)
     sanitizer.run_sanitized(reference_kernels(), report, CPU)
     assert report.failed == 0
-    assert report.written == 2 * sum(kernel.dtype == torch.bfloat16 for kernel in reference_kernels())
+    families = [kernel.spec.family for kernel in reference_kernels() if kernel.dtype == torch.bfloat16]
+    assert report.written == 2 * len(families) + 2 * families.count("pool")  # a pool also runs in chunks
 
 
 @pytest.mark.parametrize(
@@ -217,5 +218,5 @@ def test_the_reference_stands_in_for_every_family_and_block_shape() -> None:
     kernels = reference_kernels()
     shapes = {(k.problem.block_size_q, k.problem.block_size_k) for k in of_family(kernels, "attend")}
     assert shapes == {(128, 128), (128, 64), (64, 64)}
-    assert {k.problem.block_size for k in of_family(kernels, "pool")} == {64, 128}
+    assert len(of_family(kernels, "pool")) == 2  # one a dtype, for every pair of block sizes
     assert len(of_family(kernels, "select")) == 1

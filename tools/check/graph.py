@@ -15,8 +15,8 @@ from torch import Tensor
 from benchmarks.timing import captured
 from prism_gen.runtime.grid import BlockGrid
 from tools.check.kernels import Kernel, of_family
+from tools.check.pooling import find_pool
 from tools.check.report import Findings, Group, Report
-from tools.check.selection import pool_pair
 
 SEQLEN_TOKENS = 3000  # 24 ragged blocks of 128: more tiles than one wave of a small head count, still milliseconds
 QUICK_SEQLEN_TOKENS = 300
@@ -28,9 +28,9 @@ THRESHOLD = 0.8
 
 @dataclass(frozen=True)
 class Pipeline:
-    """pool, pool, select, attend on fixed inputs into fixed outputs; run() launches all four."""
+    """pool, select, attend on fixed inputs into fixed outputs; run() launches all three."""
 
-    pools: tuple[Kernel, Kernel]
+    pool: Kernel
     select: Kernel
     attend: Kernel
     grid: BlockGrid
@@ -44,13 +44,11 @@ class Pipeline:
         """What must be bitwise the same on every run; the lists' unused places keep their poison."""
         return [self.buffers[name] for name in ("out", "lse", "block_indices", "block_counts")]
 
-    def pool_q(self) -> None:
-        """Launches pool on q."""
-        self.pools[0].launch(self.q, self.buffers["q_mean"], self.buffers["q_energy"])
-
-    def pool_k(self) -> None:
-        """Launches pool on k."""
-        self.pools[1].launch(self.k, self.buffers["k_mean"], self.buffers["k_energy"])
+    def run_pool(self) -> None:
+        """Launches pool on q and k."""
+        b, sizes = self.buffers, (self.grid.block_size_q, self.grid.block_size_k)
+        outputs = (b["q_mean"], b["q_energy"], b["k_mean"], b["k_energy"])
+        self.pool.launch(self.q, self.k, *outputs, *sizes, 0, None, None)
 
     def run_select(self, probs: Tensor | None = None) -> None:
         """Launches select on what pool left. probs: where its fixed-point probabilities go, if anywhere."""
@@ -61,13 +59,12 @@ class Pipeline:
         self.select.launch(*scored, *lengths, 1, 1, *lists, probs, b.get("scratch"))
 
     def selection(self) -> None:
-        """Launches pool, pool, select."""
-        self.pool_q()
-        self.pool_k()
+        """Launches pool and select."""
+        self.run_pool()
         self.run_select()
 
     def run(self) -> None:
-        """Launches the four kernels on the current stream: no allocation, no synchronisation."""
+        """Launches the three kernels on the current stream: no allocation, no synchronisation."""
         b = self.buffers
         self.selection()
         scale = self.attend.problem.head_dim**-0.5
@@ -85,8 +82,8 @@ def make_pipeline(
     problem = attend.problem
     block_sizes = (problem.block_size_q, problem.block_size_k)
     for select in of_family(kernels, "select"):
-        pools = pool_pair(kernels, select, block_sizes, attend.dtype)
-        if pools is None or select.problem.head_dim != problem.head_dim:
+        pool = find_pool(kernels, select, block_sizes, attend.dtype)
+        if pool is None or select.problem.head_dim != problem.head_dim:
             continue
         draw = torch.Generator(device=device).manual_seed(7)
         sizes = ((grid.seqlen_q, heads[0]), (grid.seqlen_k, heads[1]), (grid.seqlen_k, heads[1]))
@@ -94,7 +91,7 @@ def make_pipeline(
             torch.randn(1, seqlen, count, problem.head_dim, generator=draw, device=device).to(attend.dtype)
             for seqlen, count in sizes
         )
-        return Pipeline(pools, select, attend, grid, q, k, v, _buffers(select, grid, q, heads))
+        return Pipeline(pool, select, attend, grid, q, k, v, _buffers(select, grid, q, heads))
     return None
 
 

@@ -12,8 +12,8 @@ from typing import Any
 Record = dict[str, Any]
 # Columns of a figure: the first key that a record holds is shown.
 MAIN_FIGURES = ("tflops", "total_ms", "tbps", "skipped")
-ATTEND_FIGURES = ("ms", "spread", "of_ceiling", "host_us")
-SELECT_FIGURES = ("pool_q_ms", "pool_k_ms", "select_ms", "graph_ms", "floor_ms", "density")
+ATTEND_FIGURES = ("ms", "spread", "of_ceiling", "host_us", "of_copy", "times_rotation")
+SELECT_FIGURES = ("pool_ms", "select_ms", "graph_ms", "floor_ms", "density")
 MAX_PROBLEM_CHARS = 600
 
 
