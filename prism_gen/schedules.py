@@ -41,17 +41,34 @@ def _select(head_dim: int, tile_rows: int, threads: int, cluster: int) -> Row:
     return Row("select", "sm90", {"head_dim": (head_dim,)}, schedule)
 
 
-def _attend(head_dim: int, block_size_q: int, block_size_k: int, *, tile_n: int, kv_stages: int) -> Row:
+def _attend(
+    head_dim: int,
+    blocks: tuple[tuple[int, ...], tuple[int, ...]],
+    *,
+    heads_per_list: tuple[int, ...] = (1,),
+    tile_n: int,
+    kv_stages: int,
+    q_stages: int = 2,
+) -> Row:
     facts: Facts = {
         "dtype": TWO_BYTE_DTYPES,
         "head_dim": (head_dim,),
-        "block_size_q": (block_size_q,),
-        "block_size_k": (block_size_k,),
+        "block_size_q": blocks[0],
+        "block_size_k": blocks[1],
+        "heads_per_list": heads_per_list,
     }
-    # One list a tile leaves registers for Q; two lists are skipped through more often than multiplied.
-    schedule = AttendSchedule(tile_m=128, tile_n=tile_n, kv_stages=kv_stages, q_in_registers=block_size_q == 128)
+    schedule = AttendSchedule(tile_m=128, tile_n=tile_n, kv_stages=kv_stages, q_stages=q_stages)
     return Row("attend", "sm90", facts, schedule)
 
+
+# Block sizes (q, k) of an attend row. Tiles of 128 rows hold one query block, two neighbours whose lists are merged (a
+# step is then one block), or, where heads share lists, some of the positions of one block.
+ONE_LIST = ((128,), (128, 64))
+MERGED = ((64,), (64,))
+SHARED = ((32, 64, 128), (128, 64))
+GROUPS = tuple(range(3, 17))  # heads per list
+# Two heads fill a tile with 64 positions, more than a block of 32.
+PAIR = ((64, 128), (128, 64))
 
 ROWS: tuple[Row, ...] = (
     # threads: 16 units (8 of head_dim 192 and 256) of head_dim / 8 threads; 8 loads in flight take 64 registers.
@@ -69,13 +86,29 @@ ROWS: tuple[Row, ...] = (
     # 64 rows read k_mean together, and one warp of 8 CTAs takes one row; two CTAs share an SM.
     _select(64, tile_rows=64, threads=256, cluster=8),
     _select(128, tile_rows=64, threads=256, cluster=8),
-    # head_dim 128: the slots fill shared memory (160 KiB beside 64 KiB of Q). head_dim 64: 128 KiB is plenty.
-    _attend(64, 128, 128, tile_n=128, kv_stages=8),
-    _attend(64, 128, 64, tile_n=128, kv_stages=8),
-    _attend(64, 64, 64, tile_n=64, kv_stages=12),
-    _attend(128, 128, 128, tile_n=128, kv_stages=5),
-    _attend(128, 128, 64, tile_n=128, kv_stages=5),
-    _attend(128, 64, 64, tile_n=64, kv_stages=10),
+    # kv_stages fill shared memory beside Q. head_dim 64: steps of 192 keys, for half of a step of 128 goes by beside the
+    # exponentials (ncu: 880 of 1920 cycles). 192 and 256: 64 keys are all that the accumulators leave registers for.
+    _attend(64, ONE_LIST, tile_n=192, kv_stages=8),
+    _attend(64, MERGED, tile_n=64, kv_stages=12),
+    _attend(64, SHARED, heads_per_list=GROUPS, tile_n=192, kv_stages=8),
+    _attend(64, PAIR, heads_per_list=(2,), tile_n=192, kv_stages=8),
+    _attend(96, ONE_LIST, tile_n=128, kv_stages=7),
+    _attend(96, MERGED, tile_n=64, kv_stages=14),
+    _attend(96, SHARED, heads_per_list=GROUPS, tile_n=128, kv_stages=7),
+    _attend(96, PAIR, heads_per_list=(2,), tile_n=128, kv_stages=7),
+    _attend(128, ONE_LIST, tile_n=128, kv_stages=5),
+    _attend(128, MERGED, tile_n=64, kv_stages=10),
+    _attend(128, SHARED, heads_per_list=GROUPS, tile_n=128, kv_stages=5),
+    _attend(128, PAIR, heads_per_list=(2,), tile_n=128, kv_stages=5),
+    _attend(192, ONE_LIST, tile_n=64, kv_stages=5),
+    _attend(192, MERGED, tile_n=64, kv_stages=5),
+    _attend(192, SHARED, heads_per_list=GROUPS, tile_n=64, kv_stages=5),
+    _attend(192, PAIR, heads_per_list=(2,), tile_n=64, kv_stages=5),
+    # head_dim 256: a second Q tile would leave three slots, too few to load ahead.
+    _attend(256, ONE_LIST, tile_n=64, kv_stages=5, q_stages=1),
+    _attend(256, MERGED, tile_n=64, kv_stages=5, q_stages=1),
+    _attend(256, SHARED, heads_per_list=GROUPS, tile_n=64, kv_stages=5, q_stages=1),
+    _attend(256, PAIR, heads_per_list=(2,), tile_n=64, kv_stages=5, q_stages=1),
 )
 
 

@@ -240,4 +240,4 @@ def test_a_dense_peer_counts_dense_flops_and_is_not_compared() -> None:
     found = time_peer(p, peer, p.q)
     assert not found.problems
     dense = 4 * 64 * 4 * (512 * 512 / 2)
-    assert found.figures["tflops"] == pytest.approx(dense / found.figures["ms"] / 1e9, abs=0.051)
+    assert found.figures["tflops"] == pytest.approx(dense / found.figures["ms"] / 1e9, rel=0.02, abs=0.051)

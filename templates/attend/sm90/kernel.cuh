@@ -7,7 +7,7 @@
 #include "attend/sm90/traits.cuh"
 #include "attend/sm90/walker.cuh"
 #include "shared/arch_guard.h"
-#include "shared/grid_dependency.cuh"
+#include "shared/dependents.cuh"
 
 #include <cutlass/arch/reg_reconfig.h>
 
