@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.peers import attend_peers
 from tools.check.kernels import TORCH_DTYPES
 
-SECTIONS = ("build", "numerics", "select", "graph", "attend_speed", "pool_speed", "select_speed", "sanitizer")
+SECTIONS = ("build", "numerics", "select", "graph", "attend_speed", "pool_speed", "select_speed", "power", "sanitizer")
 # What the sanitizer section runs under compute-sanitizer: a section for workers only.
 SANITIZED = "sanitized"
 DEFAULT_TIMEOUT_S = 150.0  # of one section: each is meant to end within 60 s, compute-sanitizer within 150
