@@ -1,4 +1,4 @@
-"""Writes docs/kernels.md: what each schedule row compiles to; run it after a change to a template or a row, and read the diff.
+"""Writes docs/kernels.md, what each schedule row compiles to; run it after a change to a row or a template, read the diff.
 
     python tools/kernel_table.py            # compiles what the cache lacks, about 25 s a kernel and core
     python tools/kernel_table.py --check    # exit status 1, and the lines that differ, where the table is out of date
@@ -12,6 +12,7 @@ import argparse
 import difflib
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # runs from a checkout, without installation
@@ -32,30 +33,28 @@ HEADS_PER_LIST = 4  # of a row that serves many: Llama-3.1-8B and Qwen3-8B have 
 HEAD = """# What each schedule compiles to
 
 Written by `tools/kernel_table.py`, checked by `tests/compile/test_kernel_table.py`. One kernel stands for a row of
-[`schedules.py`](../prism_gen/schedules.py); its dtype is bf16. Registers are those at launch: `setmaxnreg` moves them to the warp groups that
-multiply. Shared memory is what is known at build time (select's follows the lengths). No kernel spills or has a stack frame; the
-build refuses one that does.
+[`schedules.py`](../prism_gen/schedules.py); its dtype is bf16. Registers are those at launch: `setmaxnreg` moves them
+to the warp groups that multiply. Shared memory is what is known at build time (select's follows the lengths). No kernel
+spills or has a stack frame; the build refuses one that does.
 
 """
 
 
 def representative(row: Row) -> KernelSpec:
     """One kernel of the row: bf16, the first value of every other fact, half-split bands by the paper's fractions."""
-    facts = {name: values[0] for name, values in row.facts.items()}
+    facts: dict[str, Any] = {name: values[0] for name, values in row.facts.items()}
     if HEADS_PER_LIST in row.facts.get("heads_per_list", ()):
         facts["heads_per_list"] = HEADS_PER_LIST
     head_dim = int(facts["head_dim"])
     split = rope.bands(RopeSpec(rotary_dim=head_dim), head_dim, SelectionSpec(), block_size=128)
-    derived = {
+    derived: dict[str, Any] = {
         "high_dims": tuple(split.high_dims),
         "low_dims": tuple(split.low_dims),
         "rotary_dim": head_dim,
         "interleaved": False,
     }
     problem = family(row.family).problem
-    facts.update(
-        {name: value for name, value in derived.items() if name in problem.__struct_fields__ and name not in facts}
-    )
+    facts.update({name: value for name, value in derived.items() if name in problem.__struct_fields__})
     return KernelSpec(family=row.family, arch=row.arch, problem=problem(**facts), schedule=row.schedule)
 
 
