@@ -1,4 +1,4 @@
-"""Writes docs/kernels.md, what each schedule row compiles to; run it after a change to a row or a template, read the diff.
+"""Writes docs/kernels.md, what each schedule row compiles to; run it after a change to a row or template.
 
     python tools/kernel_table.py            # compiles what the cache lacks, about 25 s a kernel and core
     python tools/kernel_table.py --check    # exit status 1, and the lines that differ, where the table is out of date
