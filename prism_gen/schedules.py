@@ -86,7 +86,7 @@ ROWS: tuple[Row, ...] = (
     # 64 rows read k_mean together, and one warp of 8 CTAs takes one row; two CTAs share an SM.
     _select(64, tile_rows=64, threads=256, cluster=8),
     _select(128, tile_rows=64, threads=256, cluster=8),
-    # kv_stages fill shared memory beside Q. head_dim 64: steps of 192 keys, because nearly half of a step of 128 goes by
+    # kv_stages fill shared memory beside Q. head_dim 64: steps of 192 keys, since nearly half of a step of 128 goes by
     # beside the exponentials (ncu: 880 of 1920 cycles). 192 and 256: the accumulators leave registers for 64 keys.
     _attend(64, ONE_LIST, tile_n=192, kv_stages=8),
     _attend(64, MERGED, tile_n=64, kv_stages=12),
