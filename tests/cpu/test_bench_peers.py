@@ -95,9 +95,7 @@ def fake_fa4_fwd(
     """Exact attention on lists as FA4 reads them; mask_mod is the number of rows of one position."""
     partial_counts, partial_indices, full_counts, full_indices = block_sparse_tensors[:4]
     block_size_q, block_size_k = block_sparse_tensors[4]
-    assert options == {"causal": False, "pack_gqa": False} | (
-        {} if block_size_k == 128 else {"tile_mn": (min(block_size_q, 128), block_size_k)}
-    )
+    assert options == {"causal": False, "pack_gqa": False, "tile_mn": (min(block_size_q, 128), block_size_k)}
     rows, keys = q.shape[1], k.shape[1]
 
     def tokens(counts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
