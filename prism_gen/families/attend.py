@@ -41,13 +41,15 @@ class AttendSchedule(Struct, frozen=True, kw_only=True):
 
     tile_m: query rows per CTA, positions times heads_per_list. tile_n: keys per step: several blocks, one, or a part of
     one. kv_stages: shared-memory slots, each one K or one V tile of tile_n tokens. q_stages: Q tiles; with two, the end
-    of a tile overlaps the start of the next.
+    of a tile overlaps the start of the next. cluster: CTAs whose tiles lie side by side on one list and that copy K and
+    V for each other (multicast).
     """
 
     tile_m: int
     tile_n: int
     kv_stages: int
     q_stages: int
+    cluster: int
 
 
 def smem_bytes(spec: KernelSpec) -> int:
@@ -83,6 +85,7 @@ def _context(spec: KernelSpec) -> dict[str, Any]:
         "tile_n": schedule.tile_n,
         "kv_stages": schedule.kv_stages,
         "q_stages": schedule.q_stages,
+        "cluster": schedule.cluster,
         "smem_bytes": smem_bytes(spec),
     }
 

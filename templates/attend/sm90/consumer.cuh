@@ -46,8 +46,8 @@ class Consumer {
   static constexpr int kOutputBarrier = kTurnBarrier + Traits::kWarpGroups;
 
  public:
-  __device__ __forceinline__ Consumer(Params const& params, Storage& smem, int warp_group, int thread)
-      : params_(params), smem_(smem), warp_group_(warp_group), thread_(thread) {}
+  __device__ __forceinline__ Consumer(Params const& params, Storage& smem, int rank, int warp_group, int thread)
+      : params_(params), smem_(smem), rank_(rank), warp_group_(warp_group), thread_(thread) {}
 
   __device__ __forceinline__ void run() {
     using namespace cute;
@@ -63,7 +63,7 @@ class Consumer {
     Tile tile = await_tile();
     if constexpr (kOverlapTiles) open(tile, opened, tSrS);
     while (tile.q_tile >= 0) {
-      position0_ = tile.q_tile * Traits::kTilePositions + warp_group_ * Traits::kPositionsPerWarpGroup;
+      position0_ = Traits::first_position(tile.q_tile, rank_, warp_group_);
       softmax.reset();
       clear(tOrO);
       if constexpr (!kOverlapTiles) open(tile, opened, tSrS);
@@ -321,7 +321,7 @@ class Consumer {
     tma_store_fence();
     sync_output();
     if (thread_ == 0) {
-      int const position = tile.q_tile * Traits::kTilePositions + warp_group_ * Traits::kPositionsPerWarpGroup;
+      int const position = Traits::first_position(tile.q_tile, rank_, warp_group_);
       CUTE_UNROLL
       for (int slab = 0; slab < Traits::kSlabs; ++slab) {
         SM90_TMA_STORE_5D::copy(&params_.out, smem_.q + Traits::q_box_offset(q_slot, warp_group_, slab), slab * Traits::kSlabDims, 0,
@@ -381,7 +381,11 @@ class Consumer {
   }
   __device__ __forceinline__ void release(int slot) const {
     __syncwarp();
-    if (thread_ % 32 == 0) arrive_at(smem_.kv_empty[slot]);
+    if constexpr (Traits::kCluster == 1) {
+      if (thread_ % 32 == 0) arrive_at(smem_.kv_empty[slot]);
+    } else {
+      if (thread_ % 32 < Traits::kCluster) arrive_at_peer(smem_.kv_empty[slot], thread_ % 32);
+    }
   }
   __device__ __forceinline__ void skip(int slot) const {
     wait(slot);
@@ -401,6 +405,7 @@ class Consumer {
 
   Params const& params_;
   Storage& smem_;
+  int const rank_;  // of this CTA in its cluster
   int const warp_group_;
   int const thread_;  // 0..127 in the warp group
   typename Traits::MmaQK mma_qk_;

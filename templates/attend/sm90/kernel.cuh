@@ -7,6 +7,7 @@
 #include "attend/sm90/traits.cuh"
 #include "attend/sm90/walker.cuh"
 #include "shared/arch_guard.h"
+#include "shared/cluster.cuh"
 #include "shared/dependents.cuh"
 
 #include <cutlass/arch/reg_reconfig.h>
@@ -22,11 +23,11 @@ __device__ __forceinline__ void init_barriers(typename Traits::SharedStorage& sm
   }
   for (int i = 0; i < Traits::kKvStages; ++i) {
     smem.kv_full[i].init(1);
-    smem.kv_empty[i].init(kConsumerWarps);
+    smem.kv_empty[i].init(kConsumerWarps * Traits::kCluster);  // a copy writes to all of them
   }
   for (int i = 0; i < Traits::kChunks; ++i) {
     smem.chunk_full[i].init(cutlass::NumThreadsPerWarp);  // every lane of the walker
-    smem.chunk_empty[i].init(1);                          // the loader
+    smem.chunk_empty[i].init(Traits::kCluster);           // the loaders
   }
   cutlass::arch::fence_barrier_init();
 }
@@ -40,8 +41,10 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) attend_kernel(__grid_cons
     for (CUtensorMap const* map : {&params.q, &params.k, &params.v, &params.out}) cute::prefetch_tma_descriptor(map);
     init_barriers<Traits>(smem);
   }
-  __syncthreads();
+  if constexpr (Traits::kCluster == 1) __syncthreads();
+  else cluster_sync();
 
+  int const rank = Traits::kCluster == 1 ? 0 : cluster_rank();
   int const warp_group = cutlass::canonical_warp_group_idx();
   if (warp_group == 0) {
     cutlass::arch::warpgroup_reg_dealloc<Traits::kProducerRegisters>();
@@ -49,14 +52,15 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) attend_kernel(__grid_cons
     // Lists and tensors may come from the kernel before this one. The consumers touch memory only behind what these two loaded.
     await_previous_kernels();
     if (warp == 0) {
-      if (cute::elect_one_sync()) Loader<Traits>(params, smem).run();
-    } else if (warp == 1) {
+      if (cute::elect_one_sync()) Loader<Traits>(params, smem, rank).run();
+    } else if (warp == 1 && rank == 0) {
       Walker<Traits>(params, smem, cutlass::canonical_lane_idx()).run();
     }
   } else {
     cutlass::arch::warpgroup_reg_alloc<Traits::kConsumerRegisters>();
-    Consumer<Traits>(params, smem, warp_group - 1, threadIdx.x % 128).run();
+    Consumer<Traits>(params, smem, rank, warp_group - 1, threadIdx.x % 128).run();
   }
+  if constexpr (Traits::kCluster > 1) cluster_sync();  // nobody writes to, or arrives at, a CTA that has left
 }
 
 }  // namespace prism::attend

@@ -13,6 +13,8 @@ namespace prism::attend {
 // Half of an H100's or H200's 50 to 60 MB: L2 is two partitions, and a line read from the far one is kept in both.
 constexpr int64_t kL2Bytes = 32 << 20;
 
+constexpr int kMaxDevices = 64;  // whose answers are kept
+
 template <class Element>
 constexpr CUtensorMapDataType kMapType =
     std::is_same_v<Element, cutlass::half_t> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
@@ -69,7 +71,7 @@ cudaError_t make_params(Params& params, Problem const& p, int num_sms) {
   params.num_tiles = num_q_tiles * p.batch * p.num_lists;
   params.num_kv_slots = num_kv_slots;
   params.section_slots = section_slots;
-  params.sweep_rows = std::max(1, num_sms / (section_slots * lists_per_kv_head));
+  params.sweep_rows = std::max(1, num_sms / Traits::kCluster / (section_slots * lists_per_kv_head));
   params.section_tiles_divmod = cutlass::FastDivmod(section_slots * lists_per_kv_head * num_q_tiles);
   params.lists_divmod = cutlass::FastDivmod(lists_per_kv_head);
   params.kv_head_divmod = cutlass::FastDivmod(p.num_kv_heads);
@@ -83,12 +85,27 @@ cudaError_t make_params(Params& params, Problem const& p, int num_sms) {
 // Raises the kernel's shared-memory limit, once a device: the call costs a microsecond.
 template <class Traits>
 cudaError_t allow_smem(int device) {
-  constexpr int kMaxDevices = 64;
   static bool done[kMaxDevices] = {};  // a race sets the same limit twice
   if (device < kMaxDevices && done[device]) return cudaSuccess;
   cudaError_t const status = cudaFuncSetAttribute(attend_kernel<Traits>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                   Traits::Config::kSmemBytes);
   if (status == cudaSuccess && device < kMaxDevices) done[device] = true;
+  return status;
+}
+
+// Clusters that the device runs at once, asked once a device: a part of the chip with an odd number of SMs leaves one idle, and a
+// cluster that had to wait for a place would start on its long first tile when the others end.
+template <class Traits>
+cudaError_t num_clusters(int& result, cudaLaunchConfig_t const& config, int num_sms, int device) {
+  if (Traits::kCluster == 1) {
+    result = num_sms;
+    return cudaSuccess;
+  }
+  static int known[kMaxDevices] = {};  // 0: not asked yet; a race writes the same value twice
+  result = device < kMaxDevices ? known[device] : 0;
+  if (result != 0) return cudaSuccess;
+  cudaError_t const status = cudaOccupancyMaxActiveClusters(&result, attend_kernel<Traits>, &config);
+  if (status == cudaSuccess && device < kMaxDevices) known[device] = result;
   return status;
 }
 
@@ -99,16 +116,23 @@ cudaError_t launch(Problem const& p, int num_sms, int device, cudaStream_t strea
   cudaError_t status = make_params<Traits>(params, p, num_sms);
   if (status == cudaSuccess) status = allow_smem<Traits>(device);
   if (status != cudaSuccess) return status;
-  cudaLaunchAttribute early_start{};
-  early_start.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early_start.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = Traits::kCluster;
+  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(std::min(num_sms, params.num_tiles)));
+  config.gridDim = dim3(Traits::kCluster);
   config.blockDim = dim3(Traits::kThreads);
   config.dynamicSmemBytes = Config::kSmemBytes;
   config.stream = stream;
-  config.attrs = &early_start;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = Traits::kCluster == 1 ? 1 : 2;
+  int clusters = 0;
+  status = num_clusters<Traits>(clusters, config, num_sms, device);
+  if (status != cudaSuccess) return status;
+  config.gridDim = dim3(unsigned(std::min(clusters, params.num_tiles) * Traits::kCluster));
   return cudaLaunchKernelEx(&config, attend_kernel<Traits>, params);
 }
 

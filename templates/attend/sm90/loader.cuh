@@ -20,13 +20,14 @@ class Loader {
   using Step = attend::Step<kStepEntries>;
 
  public:
-  __device__ __forceinline__ Loader(Params const& params, Storage& smem) : params_(params), smem_(smem) {}
+  __device__ __forceinline__ Loader(Params const& params, Storage& smem, int rank) : params_(params), smem_(smem), rank_(rank) {}
 
   __device__ __forceinline__ void run() {
     bool has_previous = false;
     Step previous{};
     while (true) {
       wait_at(smem_.chunk_full[chunk_ring_.slot], chunk_ring_.phase);
+      if constexpr (Traits::kCluster > 1) fence_cluster();
       auto const& chunk = smem_.chunks[chunk_ring_.slot];
       if (chunk.first) {
         open_tile(chunk.tile);
@@ -47,7 +48,8 @@ class Loader {
         load_v(previous);
         has_previous = false;
       }
-      arrive_at(smem_.chunk_empty[chunk_ring_.slot]);
+      if constexpr (Traits::kCluster == 1) arrive_at(smem_.chunk_empty[chunk_ring_.slot]);
+      else arrive_at_peer(smem_.chunk_empty[chunk_ring_.slot], kWalkerRank);
       chunk_ring_.advance();
     }
   }
@@ -65,7 +67,7 @@ class Loader {
       arrive_and_expect_at(full, Traits::kQBytes);
       CUTE_UNROLL
       for (int wg = 0; wg < Traits::kWarpGroups; ++wg) {
-        int const position = tile.q_tile * Traits::kTilePositions + wg * Traits::kPositionsPerWarpGroup;
+        int const position = Traits::first_position(tile.q_tile, rank_, wg);
         CUTE_UNROLL
         for (int slab = 0; slab < Traits::kSlabs; ++slab) {
           cute::SM90_TMA_LOAD_5D::copy(&params_.q, reinterpret_cast<uint64_t*>(&full), hint(TMA::CacheHintSm90::EVICT_FIRST),
@@ -82,7 +84,7 @@ class Loader {
     load(params_.v, step);
   }
 
-  // One K or V tile into the slot at hand.
+  // One K or V tile into the slot at hand. In a cluster each CTA expects all of it and copies every kCluster-th box, to all of them.
   __device__ __forceinline__ void load(CUtensorMap const& map, Step const& step) {
     auto& full = smem_.kv_full[kv_ring_.slot];
     arrive_and_expect_at(full, Traits::kKvBytes);
@@ -93,9 +95,15 @@ class Loader {
       int const token = (step.entries[i].exists() ? own : first) * Traits::kEntryTokens;
       CUTE_UNROLL
       for (int slab = 0; slab < Traits::kSlabs; ++slab) {
-        cute::SM90_TMA_LOAD_4D::copy(&map, reinterpret_cast<uint64_t*>(&full), hint(TMA::CacheHintSm90::EVICT_LAST),
-                                     smem_.kv + Traits::kv_box_offset(kv_ring_.slot, slab, i), slab * Traits::kSlabDims, token,
-                                     kv_head_, batch_);
+        auto* const box = smem_.kv + Traits::kv_box_offset(kv_ring_.slot, slab, i);
+        auto* const barrier = reinterpret_cast<uint64_t*>(&full);
+        uint64_t const keep = hint(TMA::CacheHintSm90::EVICT_LAST);
+        if constexpr (Traits::kCluster == 1) {
+          cute::SM90_TMA_LOAD_4D::copy(&map, barrier, keep, box, slab * Traits::kSlabDims, token, kv_head_, batch_);
+        } else if ((i * Traits::kSlabs + slab) % Traits::kCluster == rank_) {
+          constexpr uint16_t kAll = (1 << Traits::kCluster) - 1;
+          cute::SM90_TMA_LOAD_MULTICAST_4D::copy(&map, barrier, kAll, keep, box, slab * Traits::kSlabDims, token, kv_head_, batch_);
+        }
       }
     }
     kv_ring_.advance();
@@ -105,8 +113,11 @@ class Loader {
 
   static __device__ __forceinline__ uint64_t hint(TMA::CacheHintSm90 value) { return static_cast<uint64_t>(value); }
 
+  static constexpr int kWalkerRank = 0;
+
   Params const& params_;
   Storage& smem_;
+  int const rank_;  // of this CTA in its cluster
   int kv_head_ = 0, batch_ = 0;  // of the tile that is open
   Ring<Traits::kChunks> chunk_ring_;
   Ring<Traits::kQStages> q_ring_;

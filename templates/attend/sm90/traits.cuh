@@ -62,14 +62,17 @@ struct Traits {
   static constexpr int largest_power_of_two(int x) { return x < 2 ? x : 2 * largest_power_of_two(x / 2); }
   static constexpr int kPositionsPerWarpGroup = largest_power_of_two(kRowsPerWarpGroup / kHeadsPerList);
   static constexpr int kUsedRows = kPositionsPerWarpGroup * kHeadsPerList;  // of a warp group; the others compute on zeros
-  static constexpr int kTilePositions = kPositionsPerWarpGroup * kWarpGroups;
+  // The tiles of a cluster's CTAs lie side by side and walk one list together: each CTA copies a part of every K and V tile to all.
+  static constexpr int kCluster = Config::kCluster;
+  static constexpr int kCtaPositions = kPositionsPerWarpGroup * kWarpGroups;
+  static constexpr int kTilePositions = kCtaPositions * kCluster;
   static_assert(kUsedRows <= kRowsPerWarpGroup && kHeadsPerList >= 1);
 
   // A tile walks one list, which may serve several tiles; or, with short query blocks, the lists of neighbours merged.
   static constexpr int kLists = std::max(1, kTilePositions / kBlockQ);
   static constexpr int kTilesPerList = std::max(1, kBlockQ / kTilePositions);
   static_assert(kTilePositions % kBlockQ == 0 || kBlockQ % kTilePositions == 0);
-  static_assert(kLists == 1 || kLists == kWarpGroups, "a warp group walks one list");
+  static_assert(kLists == 1 || (kLists == kWarpGroups && kCluster == 1), "a warp group walks one list");
 
   // An entry is a whole block, or the largest part of one that a step is a multiple of. A step takes several beside each other.
   static constexpr int kEntryTokens = std::gcd(kBlockK, kTileN);
@@ -104,6 +107,11 @@ struct Traits {
   using LayoutV = decltype(tile_to_shape(AtomMN{}, Shape<HeadDim, TileN, Int<kKvStages>>{}, cute::Step<_2, _1, _3>{}));
   static_assert(cosize_v<LayoutK> == cosize_v<LayoutV>, "K and V tiles share the same slots");
 
+  // First position of a warp group's rows.
+  __device__ __forceinline__ static int first_position(int q_tile, int rank, int warp_group) {
+    return q_tile * kTilePositions + rank * kCtaPositions + warp_group * kPositionsPerWarpGroup;
+  }
+
   // Where the copy engine finds the boxes of those layouts, in elements.
   __host__ __device__ static constexpr int q_box_offset(int stage, int warp_group, int slab) {
     return ((stage * kWarpGroups + warp_group) * kSlabs + slab) * kRowsPerWarpGroup * kSlabDims;
@@ -123,7 +131,7 @@ struct Traits {
   static constexpr int kChunks = 4;  // chunks in flight between the list walker and the loader
 
   struct Tile {
-    int q_tile, list, batch;  // list: of its batch; q_tile < 0: no more tiles
+    int q_tile, list, batch;  // q_tile: of a whole cluster; list: of its batch; q_tile < 0: no more tiles
     int num_entries;          // of the tile's first chunk; 0: the tile selects nothing
   };
 

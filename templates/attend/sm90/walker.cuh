@@ -1,9 +1,10 @@
 // The walker warp: takes tiles in order, reads their block lists ahead of everybody and hands them on in chunks of 32 entries, so
-// that no TMA issue ever waits on a global load. Owns the tile order and the merge of two lists; knows nothing of Q, K or V.
+// that no TMA issue ever waits on a global load. One warp serves a whole cluster. Owns the tile order and the merge of two lists; knows nothing of Q, K or V.
 #pragma once
 
 #include "attend/params.h"
 #include "attend/sm90/traits.cuh"
+#include "shared/cluster.cuh"
 #include "shared/mbarrier.cuh"
 #include "shared/ring.cuh"
 
@@ -63,7 +64,7 @@ class Walker {
   __device__ __forceinline__ Walker(Params const& params, Storage& smem, int lane) : params_(params), smem_(smem), lane_(lane) {}
 
   __device__ __forceinline__ void run() {
-    int tile = blockIdx.x;
+    int tile = blockIdx.x / Traits::kCluster;
     while (tile < params_.num_tiles) {
       int next = 0;
       if (lane_ == 0) next = claim();
@@ -78,7 +79,7 @@ class Walker {
   __device__ __forceinline__ int claim() {
     int const claimed = atomicAdd(params_.tile_counter, 1);
     if (claimed == params_.num_tiles - 1) *params_.tile_counter = 0;
-    return claimed + gridDim.x;
+    return claimed + gridDim.x / Traits::kCluster;
   }
 
   __device__ __forceinline__ void walk(TileCoord tile) {
@@ -138,14 +139,24 @@ class Walker {
   // entry: this lane's entry of the chunk, meaningful in the first `entries` lanes.
   __device__ __forceinline__ void emit(TileCoord tile, Entry entry, bool first, bool last, int entries) {
     wait_at(smem_.chunk_empty[ring_.slot], ring_.phase ^ 1);
-    auto& chunk = smem_.chunks[ring_.slot];
-    chunk.entries[lane_] = lane_ < entries ? entry.packed : Entry::none().packed;
-    if (lane_ == 0) {
-      chunk.tile = {tile.q_tile, tile.list, tile.batch, entries};
-      chunk.first = first;
-      chunk.last = last;
+    CUTE_UNROLL
+    for (int rank = 0; rank < Traits::kCluster; ++rank) {
+      auto& chunk = Traits::kCluster == 1 ? smem_.chunks[ring_.slot] : *cluster_peer(&smem_.chunks[ring_.slot], rank);
+      chunk.entries[lane_] = lane_ < entries ? entry.packed : Entry::none().packed;
+      if (lane_ == 0) {
+        chunk.tile = {tile.q_tile, tile.list, tile.batch, entries};
+        chunk.first = first;
+        chunk.last = last;
+      }
     }
-    arrive_at(smem_.chunk_full[ring_.slot]);  // every lane, for its own entry
+    // Every lane, for its own entry.
+    if constexpr (Traits::kCluster == 1) {
+      arrive_at(smem_.chunk_full[ring_.slot]);
+    } else {
+      fence_cluster();
+      CUTE_UNROLL
+      for (int rank = 0; rank < Traits::kCluster; ++rank) arrive_at_peer(smem_.chunk_full[ring_.slot], rank);
+    }
     ring_.advance();
   }
 
