@@ -64,7 +64,7 @@ def _attend(head_dim: int, lists: Lists, *, cluster: int = 1, tile_n: int, kv_st
 # A tile of 128 rows holds one query block; or two neighbours whose lists are merged (a step is then one block);
 WHOLE = Lists((128,), (128, 64))
 MERGED = Lists((64,), (64,))
-# or, where heads share a list, all positions of a short block, or some of a longer one, beside tiles with the same list.
+# or, where heads share a list, all positions of a short block, or some of a longer one, whose other tiles share it.
 PAIR = Lists((64, 128), (128, 64), (2,))  # 64 positions
 SHORT = Lists((32,), (128, 64), tuple(range(3, 17)))  # 32 positions of 3 and 4 heads, down to 8 of 16
 LONG = Lists((64, 128), (128, 64), tuple(range(3, 17)))
