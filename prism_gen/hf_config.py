@@ -17,7 +17,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from prism_gen.errors import ConfigError
-from prism_gen.model import BandMode, Share
+from prism_gen.model import BandMode, CalibrationMode, Share
 
 JsonObject = dict[str, Any]
 BlockSizeValue = str | int | list[int]
@@ -105,6 +105,7 @@ class HFPrism(msgspec.Struct, forbid_unknown_fields=True):
     force_sink: bool | UnsetType = UNSET
     force_recent: bool | UnsetType = UNSET
     fused_rope: bool | UnsetType = UNSET
+    calibration: CalibrationMode | UnsetType = UNSET
 
 
 def read_json(path: Path) -> JsonObject:

@@ -17,6 +17,7 @@ BAND_GRANULE_DIMS = 16  # one MMA k-step; a band is a whole number of them
 
 RopeVariant = Literal["none", "default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 BandMode = Literal["paper", "spectrum"]
+CalibrationMode = Literal["sequence", "prefix"]
 LayerKind = Literal["full", "sliding"]
 Share = Literal["head", "group"]
 
@@ -82,8 +83,9 @@ class SelectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     positions either way. block_sizes: (q tokens, k tokens), the first is the model's default.
     high_freq_dim, low_freq_dim: dims per band, multiples of 16; None takes the paper's fractions (1/2 and 3/4 of
     head_dim).
-    thresholds: cumulative probability in (0, 1]; 1 selects every visible block. fused_rope: also build the kernel that
-    rotates q and k and pools them in one pass.
+    thresholds: cumulative probability in (0, 1]; 1 selects every visible block. calibration: "prefix" makes chunked
+    prefill select what one call selects. fused_rope: also build the kernel that rotates q and k and pools them in one
+    pass.
     Raises: ConfigError if a value is out of range.
     """
 
@@ -97,6 +99,7 @@ class SelectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     force_sink: bool = True
     force_recent: bool = True
     fused_rope: bool = False
+    calibration: CalibrationMode = "sequence"
 
     def __post_init__(self) -> None:
         for name in ("high_freq_dim", "low_freq_dim"):

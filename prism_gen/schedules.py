@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from prism_gen.errors import UnsupportedError
-from prism_gen.families import AttendSchedule, PoolSchedule, RotateSchedule, SelectSchedule
+from prism_gen.families import AttendSchedule, PoolSchedule, RotateSchedule, SelectSchedule, SelectShape
 from prism_gen.spec import KernelSpec, Problem, Struct
 
 # Both two-byte types run the same code at the same tile sizes.
@@ -44,8 +44,25 @@ def _rotate(head_dim: int, *, threads: int, min_ctas: int) -> Row:
     return Row("rotate", "sm90", {"dtype": TWO_BYTE_DTYPES, "head_dim": (head_dim,)}, schedule)
 
 
-def _select(head_dim: int, tile_rows: int, threads: int, cluster: int) -> Row:
-    schedule = SelectSchedule(tile_rows=tile_rows, threads=threads, cluster=cluster)
+def _select(head_dim: int) -> Row:
+    def shape(words: int, *, rows: int, cluster: int, ctas_per_sm: int) -> SelectShape:
+        return SelectShape(words=words, tile_rows=rows, threads=256, cluster=cluster, ctas_per_sm=ctas_per_sm)
+
+    schedule = SelectSchedule(
+        # Short rows: no cluster to wait for. Longer ones: k_mean is read once for 32 or 64 rows.
+        head=(
+            shape(16, rows=16, cluster=1, ctas_per_sm=2),
+            shape(32, rows=32, cluster=2, ctas_per_sm=2),
+            shape(64, rows=32, cluster=4, ctas_per_sm=2),
+        ),
+        # 16 rows in a CTA: the heads of a group lie in one.
+        group=(
+            shape(16, rows=16, cluster=1, ctas_per_sm=2),
+            shape(32, rows=64, cluster=4, ctas_per_sm=1),
+            shape(64, rows=64, cluster=4, ctas_per_sm=1),
+        ),
+        scratch=shape(64, rows=16, cluster=1, ctas_per_sm=2),
+    )
     return Row("select", "sm90", {"head_dim": (head_dim,)}, schedule)
 
 
@@ -82,9 +99,8 @@ ROWS: tuple[Row, ...] = (
     _rotate(128, threads=128, min_ctas=5),
     _rotate(192, threads=96, min_ctas=6),
     _rotate(256, threads=128, min_ctas=5),
-    # 64 rows read k_mean together, and one warp of 8 CTAs takes one row; two CTAs share an SM.
-    _select(64, tile_rows=64, threads=256, cluster=8),
-    _select(128, tile_rows=64, threads=256, cluster=8),
+    _select(64),
+    _select(128),
     # kv_stages fill shared memory beside Q. 192 and 256: the accumulators leave registers for 64 keys; at 256 a second
     # Q tile would leave three slots, too few to load ahead. LONG: a cluster of two reads K and V from L2 once.
     _attend(64, WHOLE, tile_n=128, kv_stages=8),

@@ -15,7 +15,7 @@ from prism_gen.families.attend import ATTEND, AttendProblem, AttendSchedule
 from prism_gen.families.family import Family
 from prism_gen.families.pool import POOL, PoolProblem, PoolSchedule
 from prism_gen.families.rotate import ROTATE, RotateProblem, RotateSchedule
-from prism_gen.families.select import SELECT, SelectProblem, SelectSchedule
+from prism_gen.families.select import SELECT, SelectProblem, SelectSchedule, SelectShape
 from prism_gen.spec import KernelSpec
 
 FAMILIES: dict[str, Family] = {row.name: row for row in (POOL, ROTATE, SELECT, ATTEND)}
@@ -31,6 +31,7 @@ __all__ = [
     "RotateSchedule",
     "SelectProblem",
     "SelectSchedule",
+    "SelectShape",
     "context",
     "decode_spec",
     "family",

@@ -25,12 +25,30 @@ class SelectProblem(Struct, frozen=True, kw_only=True):
         return f"d{self.head_dim}-h{len(self.high_dims)}-l{len(self.low_dims)}"
 
 
-class SelectSchedule(Struct, frozen=True, kw_only=True):
-    """tile_rows: q blocks per cluster. threads: per CTA. cluster: CTAs that share the work on a tile: 1, 2, 4 or 8."""
+class SelectShape(Struct, frozen=True, kw_only=True):
+    """How rows of up to 32 * words key blocks are worked on.
 
+    tile_rows: rows per cluster. threads: per CTA. cluster: CTAs that share the work on a tile: 1, 2, 4 or 8.
+    ctas_per_sm: that registers must allow.
+    """
+
+    words: int
     tile_rows: int
     threads: int
     cluster: int
+    ctas_per_sm: int
+
+    def type_name(self) -> str:
+        """The C++ type."""
+        return f"prism::SelectShape<{self.words}, {self.tile_rows}, {self.threads}, {self.cluster}, {self.ctas_per_sm}>"
+
+
+class SelectSchedule(Struct, frozen=True, kw_only=True):
+    """Shapes by rising words, for lists of one q head and of a group; scratch: for rows longer than both, cluster 1."""
+
+    head: tuple[SelectShape, ...]
+    group: tuple[SelectShape, ...]
+    scratch: SelectShape
 
 
 def _context(spec: KernelSpec) -> dict[str, Any]:
@@ -41,9 +59,9 @@ def _context(spec: KernelSpec) -> dict[str, Any]:
         "head_dim": problem.head_dim,
         "high_chunks": list(split.high_chunks),
         "low_chunks": list(split.low_chunks),
-        "tile_rows": schedule.tile_rows,
-        "threads": schedule.threads,
-        "cluster": schedule.cluster,
+        "head_shapes": ", ".join(shape.type_name() for shape in schedule.head),
+        "group_shapes": ", ".join(shape.type_name() for shape in schedule.group),
+        "scratch_shape": schedule.scratch.type_name(),
     }
 
 

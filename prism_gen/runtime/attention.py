@@ -56,7 +56,7 @@ class PrismAttention:
 
         bundle: None only for backend "reference" with a model. model: a name in the bundle (None: its only model), a
         ModelSpec, or the path of a config.json. block_size: (q, k) tokens, default the model's first. device: for
-        "cuda", default the current one. thresholds: one number or one per q head, in (0, 1]; default the model's.
+        "cuda", default the current one. thresholds: one number or one per list, in (0, 1]; default the model's.
         Raises: BundleError, ConfigError, UnsupportedError, ResolveError, DeviceError, TensorError.
         """
         opened = open_bundle(bundle)
@@ -82,7 +82,8 @@ class PrismAttention:
     def make_thresholds(self, high: ThresholdLike | None = None, low: ThresholdLike | None = None) -> Thresholds:
         """Checked thresholds on the device, for calls that use others than the defaults.
 
-        high, low: one number or one per q head (of the model or of a shard), in (0, 1]; None takes the model's.
+        high, low: one number, or one per list of blocks (of the model or of a shard: q heads, or KV heads with share
+        "group"), in (0, 1]; None takes the model's.
         Synchronises, so make them before capturing a graph. Raises: TensorError for NaN, out of range or a wrong
         length.
         """
@@ -90,7 +91,7 @@ class PrismAttention:
         return make_thresholds(
             selection.high_freq_threshold if high is None else high,
             selection.low_freq_threshold if low is None else low,
-            self.model.num_q_heads,
+            self.model.num_q_heads // self.model.heads_per_list,
             self.device,
         )
 
@@ -200,7 +201,7 @@ class PrismAttention:
     def select(self, pooled: Pooled, *, thresholds: Thresholds | None = None, with_probs: bool = False) -> Selection:
         """Stage 2 alone. with_probs: also the fixed-point probabilities of the cut. Raises: TensorError."""
         chosen = self.thresholds if thresholds is None else thresholds
-        rows = chosen.rows(pooled.q_mean.shape[1], pooled.q_mean.device)
+        rows = chosen.rows(pooled.q_mean.shape[1] // self.model.heads_per_list, pooled.q_mean.device)
         return self.backend.select(pooled, rows, with_probs=with_probs)
 
     def attend(

@@ -5,7 +5,7 @@ Owns the Backend protocol that PrismAttention drives. Arguments arrive checked (
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.pooled_keys import PooledKeys
 from prism_gen.runtime.reference_pool import pool, pool_chunk
 from prism_gen.runtime.reference_rotate import rotate
+from prism_gen.runtime.rules import PAPER_RULES, SelectRules
 from prism_gen.runtime.selection import Selection
 
 
@@ -76,7 +77,7 @@ class Backend(Protocol):
         ...
 
     def select(self, pooled: Pooled, thresholds: Tensor, *, with_probs: bool) -> Selection:
-        """The chosen blocks; thresholds: fp32 [num_q_heads, 2] on the device of pooled."""
+        """The chosen blocks; thresholds: fp32 [num_lists, 2] on the device of pooled."""
         ...
 
     def attend(
@@ -92,8 +93,7 @@ class ReferenceBackend:
 
     bands: Bands
     interleaved: bool
-    force_sink: bool
-    force_recent: bool
+    rules: SelectRules = PAPER_RULES
     name: str = "reference"
 
     def pool(self, q: Tensor, k: Tensor, grid: BlockGrid, cache: PooledKeys | None = None) -> Pooled:
@@ -134,10 +134,9 @@ class ReferenceBackend:
             thresholds,
             bands=self.bands,
             grid=pooled.grid,
-            force_sink=self.force_sink,
-            force_recent=self.force_recent,
+            rules=self.rules,
         )
-        return chosen if with_probs else Selection(chosen.block_indices, chosen.block_counts, pooled.grid)
+        return chosen if with_probs else replace(chosen, probs=None)
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, selection: Selection, *, softmax_scale: float, return_lse: bool

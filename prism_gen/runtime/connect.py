@@ -12,12 +12,13 @@ from typing import Literal, NamedTuple
 import torch
 
 from prism_gen.errors import ConfigError, DeviceError, UnsupportedError
-from prism_gen.model import ModelSpec
+from prism_gen.model import ModelSpec, SelectionSpec
 from prism_gen.model_config import load_model_config
 from prism_gen.runtime.backend import Backend, ReferenceBackend
 from prism_gen.runtime.cuda import CudaBackend
 from prism_gen.runtime.load import Bundle, load_bundle
 from prism_gen.runtime.resolve import Resolution, build_command, layer_requests, resolve
+from prism_gen.runtime.rules import SelectRules
 from prism_gen.specialize import block_pair_bands
 
 BackendName = Literal["cuda", "reference"]
@@ -104,16 +105,11 @@ def connect(
     Raises: UnsupportedError for an unknown backend; DeviceError, BundleError or ResolveError where "cuda" cannot be
     had.
     """
-    model, selection = subject.model, subject.model.selection
+    model = subject.model
+    rules = model_rules(model.selection)
     if backend == "reference":
         bands = block_pair_bands(model, block_size)
-        reference = ReferenceBackend(
-            bands,
-            interleaved=model.rope.interleaved,
-            force_sink=selection.force_sink,
-            force_recent=selection.force_recent,
-        )
-        return Connection(reference, None, ())
+        return Connection(ReferenceBackend(bands, model.rope.interleaved, rules), None, ())
     if backend != "cuda":
         raise UnsupportedError(f"no backend {backend!r}", exists=", ".join(BACKENDS), fix="choose one of these")
     cuda = cuda_device(device)
@@ -128,8 +124,17 @@ def connect(
         if request is not None
     }
     modules = {name: bundle.module(resolution.entry) for name, resolution in chosen.items()}
-    kernels = CudaBackend(**modules, force_sink=selection.force_sink, force_recent=selection.force_recent)
-    return Connection(kernels, cuda, tuple(chosen.values()))
+    return Connection(CudaBackend(**modules, rules=rules), cuda, tuple(chosen.values()))
+
+
+def model_rules(selection: SelectionSpec) -> SelectRules:
+    """A model's rules, without a capacity: lists have room for every key block."""
+    return SelectRules(
+        force_sink=selection.force_sink,
+        force_recent=selection.force_recent,
+        share=selection.share,
+        calibration=selection.calibration,
+    )
 
 
 def cuda_device(device: torch.device | str | int | None) -> torch.device:

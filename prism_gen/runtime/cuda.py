@@ -16,6 +16,7 @@ from prism_gen.errors import UnsupportedError
 from prism_gen.runtime.backend import BeforeRope, Pooled
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.pooled_keys import PooledKeys
+from prism_gen.runtime.rules import PAPER_RULES, SelectRules
 from prism_gen.runtime.selection import Selection
 
 
@@ -57,7 +58,7 @@ class CudaBackend:
     name = "cuda"
 
     def __init__(
-        self, *, pool: Any, select: Any, attend: Any, force_sink: bool, force_recent: bool, rotate: Any | None = None
+        self, *, pool: Any, select: Any, attend: Any, rotate: Any | None = None, rules: SelectRules = PAPER_RULES
     ) -> None:
         """Binds the exported functions of the modules once. rotate: None where the model does not ask for it."""
         self._pool = pool.get_function("pool")
@@ -65,7 +66,7 @@ class CudaBackend:
         self._select = select.get_function("select")
         self._scratch_floats = select.get_function("scratch_floats")
         self._attend = attend.get_function("attend")
-        self._force = (int(force_sink), int(force_recent))
+        self._rules = rules
 
     def pool(self, q: Tensor, k: Tensor, grid: BlockGrid, cache: PooledKeys | None = None) -> Pooled:
         """See Backend.pool. One launch."""
@@ -91,14 +92,17 @@ class CudaBackend:
     def select(self, pooled: Pooled, thresholds: Tensor, *, with_probs: bool) -> Selection:
         """See Backend.select. What follows a row's block_counts in block_indices is not written."""
         q_mean, k_mean, q_energy, k_energy, grid = pooled
-        batch, num_heads, num_q_blocks, num_k_blocks = *q_mean.shape[:3], k_mean.shape[2]
-        device = q_mean.device
-        shape = (batch, num_heads, num_q_blocks)
-        indices = torch.empty(*shape, num_k_blocks, dtype=torch.int32, device=device)
+        rules, device = self._rules, q_mean.device
+        batch, num_q_blocks, num_k_blocks = q_mean.shape[0], q_mean.shape[2], k_mean.shape[2]
+        num_lists = rules.num_lists(q_mean.shape[1], k_mean.shape[1])
+        shape = (batch, num_lists, num_q_blocks)
+        max_blocks = num_k_blocks if rules.max_blocks is None else min(rules.max_blocks, num_k_blocks)
+        indices = torch.empty(*shape, max_blocks, dtype=torch.int32, device=device)
         counts = torch.empty(shape, dtype=torch.int32, device=device)
+        wanted = torch.empty_like(counts) if max_blocks < num_k_blocks else None
         probs = None
         if with_probs:
-            probs = torch.empty(batch, num_heads, 2, num_q_blocks, num_k_blocks, dtype=torch.int32, device=device)
+            probs = torch.empty(batch, num_lists, 2, num_q_blocks, num_k_blocks, dtype=torch.int32, device=device)
         num_floats = self._scratch_floats(*shape, num_k_blocks)
         scratch = WORKSPACE.scratch(device, num_floats) if num_floats else None
         self._select(
@@ -108,13 +112,14 @@ class CudaBackend:
             k_energy,
             thresholds,
             *_sizes(grid),
-            *self._force,
+            *rules.kernel_arguments(),
             indices,
             counts,
+            wanted,
             probs,
             scratch,
         )
-        return Selection(indices, counts, grid, probs)
+        return Selection(indices, counts, grid, probs, wanted)
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, selection: Selection, *, softmax_scale: float, return_lse: bool

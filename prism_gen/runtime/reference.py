@@ -15,17 +15,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prism_gen.model import CalibrationMode
 from prism_gen.rope import Bands
 from prism_gen.runtime.grid import BlockGrid
+from prism_gen.runtime.reference_cut import FIXED_ONE, cut, select_from_fixed, to_fixed
 from prism_gen.runtime.reference_pool import band_lists, compute_dtype
-from prism_gen.runtime.selection import Selection, diagonal_blocks, visible_blocks
+from prism_gen.runtime.rules import PAPER_RULES, SelectRules
+from prism_gen.runtime.selection import Selection, visible_blocks
 
-FIXED_ONE = 1 << 30  # probability 1 in fixed point: p * 2**30 is exact in fp32, and a row's sum is far inside int64
+__all__ = ["FIXED_ONE", "cut", "select_from_fixed", "to_fixed"]  # what callers take from here and stands elsewhere
+
 MIN_RMS = 1e-6  # clamp of r(q), r(k) and tau, so that a head or a band of zeros gives logits of 0 instead of 0/0
 
 
 def band_probs(
-    q_mean: Tensor, k_mean: Tensor, q_energy: Tensor, k_energy: Tensor, *, bands: Bands, grid: BlockGrid
+    q_mean: Tensor,
+    k_mean: Tensor,
+    q_energy: Tensor,
+    k_energy: Tensor,
+    *,
+    bands: Bands,
+    grid: BlockGrid,
+    calibrate_by: CalibrationMode = "sequence",
 ) -> Tensor:
     """Calibrated row softmax of each band over the visible key blocks.
 
@@ -36,66 +47,60 @@ def band_probs(
     batch, num_q_heads, _, head_dim = q_mean.shape
     num_kv_heads = k_mean.shape[1]
     grouped = q_mean.reshape(batch, num_kv_heads, -1, grid.num_q_blocks, head_dim)
-    tau = calibration(q_energy, k_energy, bands=bands, head_dim=head_dim)
+    if calibrate_by == "sequence":
+        tau = calibration(q_energy, k_energy, bands=bands, head_dim=head_dim)
+    else:
+        tau = prefix_calibration(q_energy, k_energy, bands=bands, head_dim=head_dim, grid=grid)
     hidden = ~visible_blocks(grid, q_mean.device)
     probs = q_mean.new_empty(batch, num_q_heads, 2, grid.num_q_blocks, grid.num_k_blocks)
     for z, dims in enumerate(band_lists(bands)):
         logits = (grouped[..., dims] @ k_mean[:, :, None, :, dims].transpose(-1, -2)).flatten(1, 2)
-        logits /= (math.sqrt(len(dims)) * tau[:, :, z])[..., None, None]
+        logits /= (math.sqrt(len(dims)) * tau[:, :, z])[..., None]
         probs[:, :, z] = logits.masked_fill_(hidden, -math.inf).softmax(-1)
     return probs
 
 
 def calibration(q_energy: Tensor, k_energy: Tensor, *, bands: Bands, head_dim: int) -> Tensor:
-    """tau_z of each q head and band, [batch, num_q_heads, 2]; r(q), r(k) and tau are clamped at 1e-6.
+    """tau_z of each q head and band over the whole call, [batch, num_q_heads, 2, 1].
 
-    Source: method.md step 3.
+    r(q), r(k) and tau are clamped at 1e-6. Source: method.md step 3.
     """
+    energies = (energy.mean(dim=2, keepdim=True) for energy in (q_energy, k_energy))
+    return _tau(*energies, bands=bands, head_dim=head_dim)
+
+
+def prefix_calibration(q_energy: Tensor, k_energy: Tensor, *, bands: Bands, head_dim: int, grid: BlockGrid) -> Tensor:
+    """tau_z from a query block's own mean and the keys that it sees, [batch, num_q_heads, 2, num_q_blocks].
+
+    Source: method.md step 3, prefix calibration.
+    """
+    seen = visible_blocks(grid, k_energy.device).to(k_energy.dtype)
+    return _tau(q_energy, (seen @ k_energy) / seen.sum(-1, keepdim=True), bands=bands, head_dim=head_dim)
+
+
+def _tau(q_energy: Tensor, k_energy: Tensor, *, bands: Bands, head_dim: int) -> Tensor:
+    """tau_z from mean energies [batch, heads, rows, 3]: [batch, num_q_heads, 2, rows]."""
     widths = torch.tensor([*map(len, band_lists(bands)), head_dim], dtype=q_energy.dtype, device=q_energy.device)
 
     def band_ratio(energy: Tensor) -> Tensor:
-        rms = (energy.sum(dim=2) / (energy.shape[2] * widths)).sqrt()
+        rms = (energy / widths).sqrt()
         return rms[..., :-1] / rms[..., -1:].clamp_min(MIN_RMS)
 
     group_size = q_energy.shape[1] // k_energy.shape[1]
     k_ratio = band_ratio(k_energy).repeat_interleave(group_size, dim=1)
-    return ((widths[:-1] / head_dim).sqrt() * band_ratio(q_energy) * k_ratio).clamp_min(MIN_RMS)
+    tau = ((widths[:-1] / head_dim).sqrt() * band_ratio(q_energy) * k_ratio).clamp_min(MIN_RMS)
+    return tau.transpose(-1, -2)
 
 
-def to_fixed(probs: Tensor) -> Tensor:
-    """Probabilities as int32 multiples of 2**-30, rounded to the nearest, halves to even."""
-    return (probs * FIXED_ONE).round().to(torch.int32)
+def group_probs(probs: Tensor, num_kv_heads: int) -> Tensor:
+    """One distribution per KV group: the maximum over its q heads, renormalised.
 
-
-def cut(fixed_probs: Tensor, thresholds: Tensor, grid: BlockGrid) -> Tensor:
-    """The shortest prefix of each row, in falling order, whose sum reaches the threshold.
-
-    fixed_probs: int32 [batch, num_q_heads, 2, num_q_blocks, num_k_blocks]. thresholds: fp32 [num_q_heads, 2].
-    Returns bool like fixed_probs. Ties go to the lower block index; a threshold of 1 or more keeps every visible block.
-    Source: method.md step 5, templates/README.md.
+    probs: [batch, num_q_heads, 2, num_q_blocks, num_k_blocks]; returns the same with num_kv_heads.
+    Source: method.md step 5.
     """
-    visible = visible_blocks(grid, fixed_probs.device)
-    limits = (thresholds.double() * FIXED_ONE).ceil().long()[..., None, None]
-    falling = fixed_probs.masked_fill(~visible, -1).sort(dim=-1, descending=True, stable=True)
-    mass = falling.values.clamp_min(0).long()
-    keep_sorted = mass.cumsum(-1) - mass < limits
-    keep = torch.zeros_like(visible.expand_as(keep_sorted)).scatter_(-1, falling.indices, keep_sorted)
-    return (keep | (limits >= FIXED_ONE)) & visible
-
-
-def select_from_fixed(
-    fixed_probs: Tensor, thresholds: Tensor, grid: BlockGrid, *, force_sink: bool = True, force_recent: bool = True
-) -> Selection:
-    """Union of both bands' cuts with key block 0 (sink) and the diagonal blocks (recent), as compact lists.
-
-    fixed_probs, thresholds as for cut; the split point on which a kernel's selection is tested.
-    """
-    mask = cut(fixed_probs, thresholds, grid).any(dim=2)
-    if force_sink:
-        mask[..., 0] = True
-    if force_recent:
-        mask |= diagonal_blocks(grid, mask.device)
-    return Selection.from_mask(mask, grid, fixed_probs)
+    batch, _, *row = probs.shape
+    strongest = probs.reshape(batch, num_kv_heads, -1, *row).amax(dim=2)
+    return strongest / strongest.sum(-1, keepdim=True)
 
 
 def select(
@@ -107,12 +112,16 @@ def select(
     *,
     bands: Bands,
     grid: BlockGrid,
-    force_sink: bool = True,
-    force_recent: bool = True,
+    rules: SelectRules = PAPER_RULES,
 ) -> Selection:
-    """band_probs, to_fixed and select_from_fixed in one; the result carries the fixed-point probabilities."""
-    probs = band_probs(q_mean, k_mean, q_energy, k_energy, bands=bands, grid=grid)
-    return select_from_fixed(to_fixed(probs), thresholds, grid, force_sink=force_sink, force_recent=force_recent)
+    """band_probs, to_fixed and select_from_fixed in one; the result carries the fixed-point probabilities.
+
+    thresholds: fp32 [num_lists, 2]. Raises: TensorError as select_from_fixed does.
+    """
+    probs = band_probs(q_mean, k_mean, q_energy, k_energy, bands=bands, grid=grid, calibrate_by=rules.calibration)
+    if rules.share == "group":
+        probs = group_probs(probs, k_mean.shape[1])
+    return select_from_fixed(to_fixed(probs), thresholds, grid, rules)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, selection: Selection, *, softmax_scale: float) -> tuple[Tensor, Tensor]:

@@ -23,20 +23,32 @@ class Selection:
     """The chosen key blocks of every query block.
 
     block_indices: [batch, num_lists, num_q_blocks, max_blocks] int32, rising; a row ends after its block_counts.
-    block_counts: [batch, num_lists, num_q_blocks] int32. num_lists: q heads, or KV heads where a group shares its list.
-    probs: None, or [batch, num_heads, 2, num_q_blocks, num_k_blocks] int32, the fixed-point (high, low) probabilities.
+    block_counts: [batch, num_lists, num_q_blocks] int32. num_lists: num_q_heads, or num_kv_heads where a group shares.
+    probs: None, or [batch, num_lists, 2, num_q_blocks, num_k_blocks] int32, the fixed-point (high, low) probabilities.
+    wanted_counts: None, or int32 like block_counts: the blocks that a row's rule chose. More than max_blocks says that
+    the list overflowed and holds the strongest that fit.
     """
 
     block_indices: Tensor
     block_counts: Tensor
     grid: BlockGrid
     probs: Tensor | None = None
+    wanted_counts: Tensor | None = None
 
     @classmethod
-    def from_mask(cls, block_mask: Tensor, grid: BlockGrid, probs: Tensor | None = None) -> Selection:
+    def from_mask(
+        cls,
+        block_mask: Tensor,
+        grid: BlockGrid,
+        probs: Tensor | None = None,
+        *,
+        wanted_counts: Tensor | None = None,
+        max_blocks: int | None = None,
+    ) -> Selection:
         """Compacts a dense mask.
 
-        block_mask: bool [batch, num_heads, num_q_blocks, num_k_blocks]; blocks that are not visible are dropped.
+        block_mask: bool [batch, num_lists, num_q_blocks, num_k_blocks]; blocks that are not visible are dropped.
+        max_blocks: capacity of a list, at least the longest row's blocks; None: num_k_blocks.
         Raises: TensorError if the mask does not have the shape of the grid.
         """
         expected = (grid.num_q_blocks, grid.num_k_blocks)
@@ -51,7 +63,7 @@ class Selection:
         after_last = torch.iinfo(torch.int32).max
         indices = torch.where(chosen, columns, after_last).sort(dim=-1).values
         indices = torch.where(indices == after_last, PADDING, indices)
-        return cls(indices, chosen.sum(-1, dtype=torch.int32), grid, probs)
+        return cls(indices[..., :max_blocks], chosen.sum(-1, dtype=torch.int32), grid, probs, wanted_counts)
 
     @classmethod
     def all_visible(cls, grid: BlockGrid, batch: int, num_heads: int, device: torch.device) -> Selection:

@@ -9,21 +9,32 @@ namespace prism {
 
 constexpr int kMaxTokens = 1 << 29;  // of a sequence or a block: sums of two stay inside int32
 
+enum class CutKind : int { kTopP = 0, kTopK = 1, kDensity = 2 };  // what a threshold is (method.md step 5)
+
+// num_lists: num_q_heads, or num_kv_heads where a group shares its list.
 struct SelectParams {
   float const* q_mean;      // [batch, num_q_heads, num_q_blocks, head_dim]
   float const* k_mean;      // [batch, num_kv_heads, num_k_blocks, head_dim]
   float const* q_energy;    // [batch, num_q_heads, num_q_blocks, 3]: high band, low band, all dims
   float const* k_energy;    // [batch, num_kv_heads, num_k_blocks, 3]
-  float const* thresholds;  // [num_q_heads, 2]: high, low
-  int32_t* block_indices;   // [batch, num_q_heads, num_q_blocks, max_blocks]
-  int32_t* block_counts;    // [batch, num_q_heads, num_q_blocks]
-  int32_t* probs;           // null, or [batch, num_q_heads, 2, num_q_blocks, num_k_blocks]
-  float* scratch;           // null, or one slice of a score tile per CTA
+  float const* thresholds;  // [num_lists, 2]: high, low
+  int32_t* block_indices;   // [batch, num_lists, num_q_blocks, max_blocks]
+  int32_t* block_counts;    // [batch, num_lists, num_q_blocks]
+  int32_t* wanted_counts;   // null, or like block_counts: what a row's rule chose, more than max_blocks where it fell back
+  int32_t* probs;           // null, or [batch, num_lists, 2, num_q_blocks, num_k_blocks]
+  float* scratch;           // null, or the scores of one tile per CTA
   int batch, num_q_heads, num_kv_heads;
+  int heads_per_list;       // 1, or num_q_heads / num_kv_heads
   int num_q_blocks, num_k_blocks, max_blocks;
   int block_size_q, block_size_k;  // tokens
   int seqlen_q, prefix;            // tokens; query row r sees keys 0 .. r + prefix
-  bool force_sink, force_recent;
+  CutKind cut_kind;
+  bool prefix_calibration, force_sink, force_recent;
+
+  CUTE_HOST_DEVICE int num_lists() const { return num_q_heads / heads_per_list; }
+
+  // Whether a row may want more blocks than its list holds.
+  CUTE_HOST_DEVICE bool may_overflow() const { return max_blocks < num_k_blocks; }
 
   // Key blocks that the last valid row of a query block sees.
   CUTE_HOST_DEVICE int num_visible(int q_block) const {
@@ -35,6 +46,12 @@ struct SelectParams {
   // Key block that holds the causal boundary of a query block's first row.
   CUTE_HOST_DEVICE int first_diagonal(int q_block) const {
     return int(unsigned(q_block * block_size_q + prefix) / unsigned(block_size_k));
+  }
+
+  // Key blocks that a row's list holds whatever its probabilities.
+  CUTE_HOST_DEVICE int num_forced(int q_block) const {
+    int const first = first_diagonal(q_block), recent = force_recent ? num_visible(q_block) - first : 0;
+    return recent + (force_sink && !(force_recent && first == 0) ? 1 : 0);
   }
 };
 

@@ -20,6 +20,7 @@ from prism_gen.runtime.cuda import CudaBackend, Workspace
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.pooled_keys import PooledKeys
 from prism_gen.runtime.reference_pool import pool, pool_chunk
+from prism_gen.runtime.rules import SelectRules
 from prism_gen.runtime.selection import Selection
 from prism_gen.specialize import block_pair_bands
 
@@ -53,11 +54,13 @@ def libraries(model: ModelSpec, grid: BlockGrid) -> dict[str, Any]:
             tail_out.copy_(chunk.tail)
 
     def select(*arguments: Any) -> None:
-        *pooled, thresholds, bq, bk, seqlen_q, seqlen_k, sink, recent, indices, counts, probs, scratch = arguments
+        *pooled, thresholds, bq, bk, seqlen_q, seqlen_k = arguments[:9]
+        rules, (indices, counts, wanted, probs, scratch) = arguments[9:14], arguments[14:]
         assert BlockGrid(seqlen_q, seqlen_k, bq, bk) == grid
         assert scratch.shape == (11,)
+        assert wanted is None
         chosen = reference.select(
-            *pooled, thresholds, bands=bands, grid=grid, force_sink=bool(sink), force_recent=bool(recent)
+            *pooled, thresholds, bands=bands, grid=grid, rules=SelectRules.of_kernel_arguments(*rules)
         )
         indices.copy_(chosen.block_indices)
         counts.copy_(chosen.block_counts)
@@ -87,17 +90,26 @@ def no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_stream")
-@pytest.mark.parametrize("force", [(True, True), (True, False), (False, True)], ids=str)
+@pytest.mark.parametrize(
+    "rules",
+    [
+        SelectRules(),
+        SelectRules(force_recent=False),
+        SelectRules(force_sink=False),
+        SelectRules(share="group", calibration="prefix"),
+    ],
+    ids=["paper", "no-recent", "no-sink", "group-prefix"],
+)
 @pytest.mark.parametrize("block_size", [(64, 64), (128, 64)], ids=str)
 def test_stages_launch_what_the_reference_means(
-    model: ModelSpec, block_size: tuple[int, int], force: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+    model: ModelSpec, block_size: tuple[int, int], rules: SelectRules, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cuda, "WORKSPACE", Workspace())
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, n, h, 64).bfloat16() for n, h in ((200, 9), (300, 3), (300, 3)))
     grid = BlockGrid(200, 300, *block_size)
-    backend = CudaBackend(**libraries(model, grid), force_sink=force[0], force_recent=force[1])
-    exact = reference_stages(model, q, k, grid, force)
+    backend = CudaBackend(**libraries(model, grid), rules=rules)
+    exact = reference_stages(model, q, k, grid, rules)
     pooled = backend.pool(q, k, grid)
     cache = PooledKeys(
         batch=2, num_kv_heads=3, head_dim=64, max_tokens=512, block_size=block_size[1], device=torch.device("cpu")
@@ -105,8 +117,10 @@ def test_stages_launch_what_the_reference_means(
     for seqlen_k in (230, 290, 300, 300):
         chunked = backend.pool(q, k[:, :seqlen_k], BlockGrid(200, seqlen_k, *block_size), cache)
     assert all(a.equal(b) for a, b in zip(chunked[:4], pooled[:4], strict=True))
-    thresholds = torch.full((9, 2), 0.5)
+    num_lists = rules.num_lists(9, 3)
+    thresholds = torch.full((num_lists, 2), 0.5)
     selection = backend.select(pooled, thresholds, with_probs=True)
+    assert selection.block_indices.shape == (2, num_lists, grid.num_q_blocks, grid.num_k_blocks)
     assert selection.block_counts.equal(exact.block_counts)
     assert selection.block_mask().equal(exact.block_mask())
     assert selection.probs.equal(exact.probs)
@@ -118,7 +132,7 @@ def test_stages_launch_what_the_reference_means(
     assert backend.attend(q, k, v, selection, softmax_scale=0.2, return_lse=False)[1] is None
 
 
-def reference_stages(model: ModelSpec, q: Tensor, k: Tensor, grid: BlockGrid, force: tuple[bool, bool]) -> Selection:
+def reference_stages(model: ModelSpec, q: Tensor, k: Tensor, grid: BlockGrid, rules: SelectRules) -> Selection:
     bands = block_pair_bands(model, (grid.block_size_q, grid.block_size_k))
     (q_mean, q_energy), (k_mean, k_energy) = (
         pool(x, size, bands) for x, size in ((q, grid.block_size_q), (k, grid.block_size_k))
@@ -128,11 +142,10 @@ def reference_stages(model: ModelSpec, q: Tensor, k: Tensor, grid: BlockGrid, fo
         k_mean,
         q_energy,
         k_energy,
-        torch.full((9, 2), 0.5),
+        torch.full((rules.num_lists(9, 3), 2), 0.5),
         bands=bands,
         grid=grid,
-        force_sink=force[0],
-        force_recent=force[1],
+        rules=rules,
     )
 
 

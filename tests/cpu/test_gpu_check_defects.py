@@ -164,30 +164,33 @@ def test_a_wrong_append_is_caught(name: str) -> None:
     assert any(problem in text for text in found.problems), found.problems
 
 
+INDICES, COUNTS, PROBS = 14, 15, 17  # places among select's arguments
+
+
 def drop_last_block(*given: Any) -> None:
-    indices, counts = given[11], given[12]
+    indices, counts = given[INDICES], given[COUNTS]
     row = tuple((counts > 1).nonzero()[-1].tolist())
     counts[row] -= 1
     indices[row][counts[row]] = 0x5A5A5A5A
 
 
 def add_behind_the_count(*given: Any) -> None:
-    given[11][0, 0, 0, -1] = 3
+    given[INDICES][0, 0, 0, -1] = 3
 
 
 def swap_two(*given: Any) -> None:
-    indices, counts = given[11], given[12]
+    indices, counts = given[INDICES], given[COUNTS]
     row = tuple((counts > 1).nonzero()[-1].tolist())
     indices[row][:2] = indices[row][:2].flip(0).clone()
 
 
 def shift_probs(*given: Any) -> None:
-    if given[13] is not None:
-        given[13][..., 0].add_(1 << 20)
+    if given[PROBS] is not None:
+        given[PROBS][..., 0].add_(1 << 20)
 
 
 def only_with_probs(*given: Any) -> None:
-    if given[13] is None:
+    if given[PROBS] is None:
         drop_last_block(*given)
 
 
@@ -197,7 +200,7 @@ SELECT_DEFECTS: dict[str, tuple[Defect, str]] = {
     "not-rising": (swap_two, "do not rise"),
     "probs-off": (shift_probs, "probs are off"),
     "depends-on-probs": (only_with_probs, "when probs is not asked for"),
-    "past-the-end": (lambda *a: write_past_the_end(a[12]), "wrote outside the lists"),
+    "past-the-end": (lambda *a: write_past_the_end(a[COUNTS]), "wrote outside the lists"),
 }
 
 
@@ -210,7 +213,7 @@ def test_a_wrong_select_is_caught(name: str) -> None:
 
 @pytest.mark.parametrize("bad", [-1, 1000], ids=str)
 def test_indices_out_of_range_are_refused_before_they_are_used(bad: int) -> None:
-    kernel = broken(SELECT, lambda *a: a[11][0, 0, 0, :1].fill_(bad))
+    kernel = broken(SELECT, lambda *a: a[INDICES][0, 0, 0, :1].fill_(bad))
     with pytest.raises(ValueError, match="block_indices lie in"):
         selection.check_select(kernel, SELECT_CASE, CPU)
 

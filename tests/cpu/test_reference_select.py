@@ -16,6 +16,7 @@ from prism_gen.rope import Bands
 from prism_gen.runtime import reference
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.reference_pool import band_lists, pool
+from prism_gen.runtime.rules import SelectRules
 from prism_gen.runtime.selection import Selection, diagonal_blocks, visible_blocks
 from tests.cpu.small_cases import HEADS, SHAPES, Heads, Shape, tensors
 
@@ -132,7 +133,7 @@ def test_selected_set_matches_a_full_sort_per_row(shape: Shape, force: tuple[boo
     coarse *= visible_blocks(grid, coarse.device)
     fixed = coarse * (reference.FIXED_ONE // (4 * grid.num_k_blocks))
     thresholds = torch.tensor([[0.3, 0.05], [0.95, 1.0], [2**-30, 0.5]])
-    selection = reference.select_from_fixed(fixed, thresholds, grid, force_sink=force[0], force_recent=force[1])
+    selection = reference.select_from_fixed(fixed, thresholds, grid, SelectRules(*force))
     mask = selection.block_mask()
     for b in range(2):
         for h in range(num_heads):

@@ -19,7 +19,9 @@ def _changed(value: object) -> object:
         return value + "x"
     if isinstance(value, int):
         return value + 1
-    return (*value, 127)
+    if isinstance(value, Struct):
+        return msgspec.structs.replace(value, words=value.words + 1)
+    return (*value, value[0])
 
 
 def _variants(spec: KernelSpec) -> list[KernelSpec]:

@@ -11,7 +11,7 @@ import pytest
 from prism_gen.arch import ARCHS
 from prism_gen.errors import UnsupportedError
 from prism_gen.families import context
-from prism_gen.model import RopeSpec
+from prism_gen.model import RopeSpec, SelectionSpec
 from prism_gen.schedules import ROWS, kernel_spec
 from prism_gen.specialize import specialize
 
@@ -29,6 +29,17 @@ def test_one_pool_and_one_select_serve_every_block_size(make_model):
         "attend bf16-d128-b128x128",
         "attend bf16-d128-b128x64",
         "attend bf16-d128-b64x64",
+    ]
+
+
+def test_shared_lists_change_attend_alone(make_model):
+    """select takes the sharing at run time; attend packs the heads of a group. 8 q heads on 2 KV heads."""
+    selection = SelectionSpec(block_sizes=((128, 64), (32, 64)), share="group")
+    assert _labels(specialize(make_model(selection=selection), ["sm90"])) == [
+        "pool bf16-d128-h64-l96",
+        "select d128-h64-l96",
+        "attend bf16-d128-b128x64-g4",
+        "attend bf16-d128-b32x64-g4",
     ]
 
 

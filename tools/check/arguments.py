@@ -136,8 +136,12 @@ def _select_arguments(kernel: Kernel, device: torch.device) -> dict[str, Any]:
         "seqlen_k": grid.seqlen_k,
         "force_sink": 1,
         "force_recent": 1,
+        "share_group": 0,
+        "prefix_calibration": 0,
+        "cut_kind": 0,
         "block_indices": torch.empty(*rows, grid.num_k_blocks, dtype=torch.int32, device=device),
         "block_counts": torch.empty(rows, dtype=torch.int32, device=device),
+        "wanted_counts": torch.empty(rows, dtype=torch.int32, device=device),
         "probs": None,
         "scratch": torch.empty(floats, device=device) if floats else None,
     }
@@ -182,8 +186,13 @@ MISTAKES: dict[str, tuple[Mistake, ...]] = {
         Mistake("tail_in", "none", lambda _: None),
     ),
     "select": (
-        *(m for name in ("q_mean", "k_energy", "thresholds", "block_counts") for m in _tensor_mistakes(name)),
-        Mistake("block_indices", "too-narrow", lambda indices: indices[..., :-1].contiguous()),
+        *(
+            mistake
+            for name in ("q_mean", "k_energy", "thresholds", "block_counts", "wanted_counts")
+            for mistake in _tensor_mistakes(name)
+        ),
+        Mistake("block_indices", "no-room-for-forced-blocks", lambda indices: indices[..., :1].contiguous()),
+        Mistake("cut_kind", "unknown", lambda _: 3),
         Mistake("seqlen_q", "longer-than-k", lambda _: 301),
         Mistake("block_size_k", "zero", lambda _: 0),
         Mistake("force_sink", "two", lambda _: 2),

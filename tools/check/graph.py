@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks.timing import captured
 from prism_gen.runtime.grid import BlockGrid
+from prism_gen.runtime.rules import SelectRules
 from tools.check.kernels import Kernel, of_family
 from tools.check.pooling import find_pool
 from tools.check.report import Findings, Group, Report
@@ -28,12 +29,13 @@ THRESHOLD = 0.8
 
 @dataclass(frozen=True)
 class Pipeline:
-    """pool, select, attend on fixed inputs into fixed outputs; run() launches all three."""
+    """pool, select, attend on fixed inputs into fixed outputs; run() launches all three. rules: what select is told."""
 
     pool: Kernel
     select: Kernel
     attend: Kernel
     grid: BlockGrid
+    rules: SelectRules
     q: Tensor
     k: Tensor
     v: Tensor
@@ -56,7 +58,7 @@ class Pipeline:
         scored = (b["q_mean"], b["k_mean"], b["q_energy"], b["k_energy"], b["thresholds"])
         lengths = (grid.block_size_q, grid.block_size_k, grid.seqlen_q, grid.seqlen_k)
         lists = (b["block_indices"], b["block_counts"])
-        self.select.launch(*scored, *lengths, 1, 1, *lists, probs, b.get("scratch"))
+        self.select.launch(*scored, *lengths, *self.rules.kernel_arguments(), *lists, None, probs, b.get("scratch"))
 
     def selection(self) -> None:
         """Launches pool and select."""
@@ -77,9 +79,13 @@ def make_pipeline(
 ) -> Pipeline | None:
     """A pipeline that ends in `attend` on seeded normal inputs, batch 1, heads (q, kv).
 
-    None if the bundle lacks a pool or select for it.
+    Where attend serves lists that a group shares, select makes such lists, and each KV head gets as many q heads as
+    attend packs. None if the bundle lacks a pool or select for it.
     """
     problem = attend.problem
+    rules = SelectRules(share="head" if problem.heads_per_list == 1 else "group")
+    if rules.share == "group":
+        heads = (heads[1] * problem.heads_per_list, heads[1])
     block_sizes = (problem.block_size_q, problem.block_size_k)
     for select in of_family(kernels, "select"):
         pool = find_pool(kernels, select, block_sizes, attend.dtype)
@@ -91,19 +97,21 @@ def make_pipeline(
             torch.randn(1, seqlen, count, problem.head_dim, generator=draw, device=device).to(attend.dtype)
             for seqlen, count in sizes
         )
-        return Pipeline(pool, select, attend, grid, q, k, v, _buffers(select, grid, q, heads))
+        return Pipeline(pool, select, attend, grid, rules, q, k, v, _buffers(select, grid, q, heads, rules))
     return None
 
 
-def _buffers(select: Kernel, grid: BlockGrid, q: Tensor, heads: tuple[int, int]) -> dict[str, Tensor]:
-    device, head_dim = q.device, q.shape[-1]
-    rows = (1, heads[0], grid.num_q_blocks)
+def _buffers(
+    select: Kernel, grid: BlockGrid, q: Tensor, heads: tuple[int, int], rules: SelectRules
+) -> dict[str, Tensor]:
+    device, head_dim, num_lists = q.device, q.shape[-1], rules.num_lists(*heads)
+    q_rows, rows = (1, heads[0], grid.num_q_blocks), (1, num_lists, grid.num_q_blocks)
     buffers = {
-        "q_mean": torch.empty(*rows, head_dim, device=device),
-        "q_energy": torch.empty(*rows, 3, device=device),
+        "q_mean": torch.empty(*q_rows, head_dim, device=device),
+        "q_energy": torch.empty(*q_rows, 3, device=device),
         "k_mean": torch.empty(1, heads[1], grid.num_k_blocks, head_dim, device=device),
         "k_energy": torch.empty(1, heads[1], grid.num_k_blocks, 3, device=device),
-        "thresholds": torch.full((heads[0], 2), THRESHOLD, device=device),
+        "thresholds": torch.full((num_lists, 2), THRESHOLD, device=device),
         "block_indices": torch.full((*rows, grid.num_k_blocks), -1, dtype=torch.int32, device=device),
         "block_counts": torch.full(rows, -1, dtype=torch.int32, device=device),
         "out": torch.full_like(q, float("nan")),

@@ -21,6 +21,7 @@ from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.load import load_bundle
 from prism_gen.runtime.reference_pool import pool_chunk
 from prism_gen.runtime.reference_rotate import rotate
+from prism_gen.runtime.rules import SelectRules
 from prism_gen.runtime.selection import Selection
 from prism_gen.schedules import kernel_spec
 from prism_gen.spec import KernelSpec
@@ -199,11 +200,16 @@ class _ReferenceSelect:
         seqlen_k: int,
         force_sink: int,
         force_recent: int,
+        share_group: int,
+        prefix_calibration: int,
+        cut_kind: int,
         block_indices: Tensor,
         block_counts: Tensor,
+        wanted_counts: Tensor | None,
         probs: Tensor | None,
         scratch: Tensor | None,
     ) -> None:
+        rules = (force_sink, force_recent, share_group, prefix_calibration, cut_kind)
         chosen = reference.select(
             q_mean,
             k_mean,
@@ -212,10 +218,11 @@ class _ReferenceSelect:
             thresholds,
             bands=bands_of(self._problem),
             grid=BlockGrid(seqlen_q, seqlen_k, block_size_q, block_size_k),
-            force_sink=bool(force_sink),
-            force_recent=bool(force_recent),
+            rules=SelectRules.of_kernel_arguments(*rules, max_blocks=block_indices.shape[-1]),
         )
         block_counts.copy_(chosen.block_counts)
+        if wanted_counts is not None and chosen.wanted_counts is not None:
+            wanted_counts.copy_(chosen.wanted_counts)
         width = chosen.block_indices.shape[-1]
         used = torch.arange(width, device=block_counts.device) < block_counts[..., None]
         block_indices[..., :width] = torch.where(used, chosen.block_indices, block_indices[..., :width])

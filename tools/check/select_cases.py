@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from prism_gen.runtime.grid import BlockGrid
+from prism_gen.runtime.rules import PAPER_RULES, SelectRules
 
 Scores = Literal["flat", "peaked", "ties", "zero"]
 SCORES: tuple[Scores, ...] = ("flat", "peaked", "ties", "zero")
@@ -31,11 +32,12 @@ class SelectCase:
     batch: int = 1
     scores: Scores = "peaked"
     threshold: float = 0.9
-    force_sink: bool = True
-    force_recent: bool = True
+    rules: SelectRules = PAPER_RULES
 
     def __str__(self) -> str:
-        forced = f"s{int(self.force_sink)}r{int(self.force_recent)}"
+        rules = self.rules
+        forced = f"s{int(rules.force_sink)}r{int(rules.force_recent)}-{rules.share}-{rules.calibration}-{rules.cut}"
+        forced += "" if rules.max_blocks is None else f"-max{rules.max_blocks}"
         shape = f"q{self.seqlen_q}k{self.seqlen_k}-{self.block_size_q}x{self.block_size_k}"
         return (
             f"{shape}-b{self.batch}-h{self.num_q_heads}:{self.num_kv_heads}-{self.scores}-t{self.threshold:g}-{forced}"
@@ -47,14 +49,14 @@ class SelectCase:
         return BlockGrid(self.seqlen_q, self.seqlen_k, self.block_size_q, self.block_size_k)
 
     @property
-    def forced(self) -> dict[str, bool]:
-        """The reference's keyword arguments for sink and recent."""
-        return {"force_sink": self.force_sink, "force_recent": self.force_recent}
+    def num_lists(self) -> int:
+        """Lists per query block."""
+        return self.rules.num_lists(self.num_q_heads, self.num_kv_heads)
 
     def thresholds(self, device: torch.device) -> Tensor:
-        """fp32 [num_q_heads, 2]: a different value for each head and band, all 1 where `threshold` is 1."""
-        steps = torch.linspace(0.6, 1.0, 2 * self.num_q_heads, device=device).reshape(2, -1).T
-        return (steps * self.threshold if self.threshold < 1.0 else torch.ones_like(steps)).contiguous()
+        """fp32 [num_lists, 2]: a different value for each list and band, all 1 where `threshold` is 1."""
+        steps = torch.linspace(0.6, 1.0, 2 * self.num_lists, device=device).reshape(2, -1).T
+        return (torch.ones_like(steps) if self.threshold == 1.0 else steps * self.threshold).contiguous()
 
     def means(self, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Seeded q and k block means, fp32 [batch, heads, num_blocks, head_dim]."""
@@ -86,7 +88,17 @@ class SelectCase:
 
 
 GROUPS = ((1, 1), (3, 1), (9, 3), (5, 1), (16, 2), (8, 8))
-FORCED = ((True, False), (False, True), (False, False))
+FORCED = (SelectRules(force_recent=False), SelectRules(force_sink=False), SelectRules(False, False))
+# Rules beside the paper's, each with a threshold that means something to it.
+RULES = (
+    (SelectRules(share="group"), 0.9),
+    (SelectRules(share="group", calibration="prefix"), 0.6),
+    (SelectRules(calibration="prefix"), 0.9),
+    (SelectRules(cut="top_k"), 5.0),
+    (SelectRules(cut="density"), 0.3),
+    (SelectRules(max_blocks=6), 0.9),
+    (SelectRules(share="group", max_blocks=5), 0.95),
+)
 SELECT_CASES = (
     *(SelectCase(n, n, batch=1 + n % 2) for n in (1, 17, 63, 128, 129, 300, 641)),
     *(SelectCase(q, k, 128, 64) for q, k in ((129, 129), (64, 192), (100, 1000), (1, 2000), (1500, 1500))),
@@ -94,14 +106,24 @@ SELECT_CASES = (
     *(SelectCase(400, 900, num_q_heads=q, num_kv_heads=kv) for q, kv in GROUPS),
     *(SelectCase(4096, 4096, scores=s) for s in SCORES),
     *(SelectCase(2000, 2000, threshold=t) for t in (0.05, 0.5, 1.0)),
-    *(SelectCase(2000, 2300, scores="flat", force_sink=s, force_recent=r) for s, r in FORCED),
+    *(SelectCase(2000, 2300, scores="flat", rules=rules) for rules in FORCED),
+    *(SelectCase(n, n + 640, rules=rules, threshold=t, batch=2) for n in (300, 4096) for rules, t in RULES),
+    *(SelectCase(2000, 2000, 128, 64, scores="ties", rules=rules, threshold=t) for rules, t in RULES),
+    *(SelectCase(300, 70_000, 128, 64, num_q_heads=8, rules=rules, threshold=t) for rules, t in RULES),
+    *(SelectCase(300, 150_000, 64, 64, num_q_heads=5, num_kv_heads=1, rules=rules, threshold=t) for rules, t in RULES),
     SelectCase(16384, 16384, 64, 64, num_q_heads=2, num_kv_heads=1, scores="flat"),
     SelectCase(32768, 32768, 128, 64, num_q_heads=2, num_kv_heads=1),
     # Rows of 8192 and 16384 key blocks: longer than shared memory holds, so that the scratch path runs.
     SelectCase(300, 1 << 19, 64, 64, num_q_heads=2, num_kv_heads=1),
     SelectCase(129, 1 << 20, 64, 64, num_q_heads=3, num_kv_heads=1, scores="flat"),
 )
-QUICK_SELECT_CASES = (SELECT_CASES[4], SELECT_CASES[9], SELECT_CASES[13], SelectCase(1000, 1000, scores="ties"))
+QUICK_SELECT_CASES = (
+    SELECT_CASES[4],
+    SELECT_CASES[9],
+    SELECT_CASES[13],
+    SelectCase(1000, 1000, scores="ties"),
+    *(SelectCase(300, 940, rules=rules, threshold=t) for rules, t in RULES),
+)
 FUSED_CASES = (
     SelectCase(129, 129),
     SelectCase(300, 1000, 128, 64, batch=2),
@@ -113,4 +135,5 @@ FUSED_CASES = (
 SANITIZER_SELECT_CASES = (
     SelectCase(129, 300, num_q_heads=2, num_kv_heads=1),
     SelectCase(65, 65, 64, 64, scores="ties"),
+    SelectCase(300, 70_000, 128, 64, rules=SelectRules(share="group", calibration="prefix", max_blocks=9)),
 )

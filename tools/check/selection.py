@@ -46,6 +46,7 @@ class Lists:
 
     block_indices: Guarded
     block_counts: Guarded
+    wanted_counts: Guarded
     probs: Guarded | None
 
     def mask(self, found: Findings, grid: BlockGrid) -> Tensor:
@@ -54,8 +55,9 @@ class Lists:
         Raises: ValueError where the lists cannot be expanded.
         """
         counts, indices = self.block_counts.view, self.block_indices.view
-        if bool(((counts < 0) | (counts > grid.num_k_blocks)).any()):
-            raise ValueError(f"block_counts lie in {int(counts.min())}..{int(counts.max())}, of {grid.num_k_blocks}")
+        most = min(grid.num_k_blocks, indices.shape[-1])
+        if bool(((counts < 0) | (counts > most)).any()):
+            raise ValueError(f"block_counts lie in {int(counts.min())}..{int(counts.max())}, of {most}")
         used = torch.arange(indices.shape[-1], device=indices.device) < counts[..., None]
         listed = indices[used]
         if listed.numel() and bool(((listed < 0) | (listed >= grid.num_k_blocks)).any()):
@@ -63,7 +65,8 @@ class Lists:
         rising = (indices[..., 1:] > indices[..., :-1]) | ~used[..., 1:]
         found.require(bool(rising.all()), "block_indices do not rise")
         found.require(bool((indices[~used] == GUARD_INT).all()), "wrote behind a row's count")
-        found.require(self.block_indices.intact() and self.block_counts.intact(), "wrote outside the lists")
+        guards = (self.block_indices, self.block_counts, self.wanted_counts)
+        found.require(all(buffer.intact() for buffer in guards), "wrote outside the lists")
         found.require(self.probs is None or self.probs.intact(), "wrote outside probs")
         return Selection(indices, counts, grid).block_mask()
 
@@ -71,18 +74,20 @@ class Lists:
 def launch_select(kernel: Kernel, case: SelectCase, scored: Scored, thresholds: Tensor, *, probs: bool) -> Lists:
     """One launch into fresh guarded outputs."""
     grid, device = case.grid, thresholds.device
-    rows = (case.batch, case.num_q_heads, grid.num_q_blocks)
+    rows = (case.batch, case.num_lists, grid.num_q_blocks)
+    max_blocks = grid.num_k_blocks if case.rules.max_blocks is None else min(case.rules.max_blocks, grid.num_k_blocks)
     lists = Lists(
-        guarded((*rows, grid.num_k_blocks), torch.int32, device),
+        guarded((*rows, max_blocks), torch.int32, device),
+        guarded(rows, torch.int32, device),
         guarded(rows, torch.int32, device),
         guarded((*rows[:2], 2, *rows[2:], grid.num_k_blocks), torch.int32, device) if probs else None,
     )
     needed = kernel.scratch_floats(*rows, grid.num_k_blocks) if kernel.scratch_floats else 0
     scratch = torch.full((needed,), float("nan"), device=device) if needed else None
     lengths = (grid.block_size_q, grid.block_size_k, grid.seqlen_q, grid.seqlen_k)
-    forced = (int(case.force_sink), int(case.force_recent))
-    outputs = (lists.block_indices.view, lists.block_counts.view, lists.probs.view if lists.probs else None)
-    kernel.launch(*scored, thresholds, *lengths, *forced, *outputs, scratch)
+    outputs = [buffer.view for buffer in (lists.block_indices, lists.block_counts, lists.wanted_counts)]
+    wanted_probs = lists.probs.view if lists.probs else None
+    kernel.launch(*scored, thresholds, *lengths, *case.rules.kernel_arguments(), *outputs, wanted_probs, scratch)
     return lists
 
 
@@ -111,17 +116,23 @@ def judge_select(found: Findings, kernel: Kernel, case: SelectCase, scored: Scor
     if lists.probs is None:
         raise ValueError("select was launched without probs")
     probs = lists.probs.view
-    wanted = reference.select_from_fixed(probs, thresholds, grid, **case.forced).block_mask()
-    differing = int((wanted != mask).any(-1).sum())
+    wanted = reference.select_from_fixed(probs, thresholds, grid, case.rules)
+    differing = int((wanted.block_mask() != mask).any(-1).sum())
+    same_wish = wanted.wanted_counts is not None and torch.equal(lists.wanted_counts.view, wanted.wanted_counts)
+    found.require(same_wish, "wanted_counts differ from the reference on identical scores")
     found.figures["rows"] = mask[..., 0].numel()
     found.figures["identical_scores_differing_rows"] = differing
     found.require(differing == 0, f"{differing} rows differ from the reference on identical scores")
     plain = launch_select(kernel, case, scored, thresholds, probs=False)
     same = torch.equal(plain.mask(found, grid), mask)
     found.require(same, "the lists change between two launches, or when probs is not asked for")
-    exact_probs = reference.band_probs(*exact, bands=bands_of(kernel.problem), grid=grid)
+    exact_probs = reference.band_probs(
+        *exact, bands=bands_of(kernel.problem), grid=grid, calibrate_by=case.rules.calibration
+    )
+    if case.rules.share == "group":
+        exact_probs = reference.group_probs(exact_probs, case.num_kv_heads)
     judge_fused(found, case, probs, mask, exact_probs)
-    found.figures["density"] = float(mask.sum()) / (case.batch * case.num_q_heads * grid.total_visible)
+    found.figures["density"] = float(mask.sum()) / (case.batch * case.num_lists * grid.total_visible)
 
 
 def judge_fused(found: Findings, case: SelectCase, probs: Tensor, mask: Tensor, exact_probs: Tensor) -> None:
@@ -132,9 +143,11 @@ def judge_fused(found: Findings, case: SelectCase, probs: Tensor, mask: Tensor, 
     found.figures["probs_l1"] = oracle.max_abs(off)
     found.require(found.figures["probs_l1"] <= PROBS_L1_TOLERANCE, f"probs are off by {found.figures['probs_l1']:.3g}")
     exact_fixed = reference.to_fixed(exact_probs)
-    wanted = reference.select_from_fixed(exact_fixed, thresholds, grid, **case.forced)
+    wanted = reference.select_from_fixed(exact_fixed, thresholds, grid, case.rules)
     differing = (wanted.block_mask() != mask).any(-1)
     found.figures["float64_differing_rows"] = int(differing.sum())
+    if case.rules.cut != "top_p" or case.rules.max_blocks is not None:
+        return  # what explains a row there is the order of two values, which this judge does not know
     chosen = reference.cut(probs, thresholds, grid)
     unexplained = oracle.rows_off_the_cut(chosen, exact_probs, thresholds, grid).any(-2) & differing
     found.figures["unexplained_rows"] = int(unexplained.sum())

@@ -1,0 +1,69 @@
+// Bit masks of key blocks to rising lists, and probabilities for tests. One warp a list.
+#pragma once
+
+#include "select/params.h"
+#include "select/sm90/cut.cuh"
+
+namespace prism {
+
+CUTE_HOST_DEVICE int mask_words(int num_k_blocks) { return (num_k_blocks + 31) / 32; }
+
+// A word of a list: what the cut-offs kept, and the forced blocks.
+CUTE_DEVICE uint32_t list_word(SelectParams const& p, uint32_t const* mask, int word, int q_block, int num_visible) {
+  if (word >= mask_words(num_visible)) return 0;
+  int const first_forced = p.force_recent ? p.first_diagonal(q_block) : num_visible;
+  return mask[word] | bit_range(first_forced - word * kWarpSize, num_visible - word * kWarpSize) |
+         (p.force_sink && word == 0 ? 1u : 0u);
+}
+
+CUTE_DEVICE int list_length(SelectParams const& p, uint32_t const* mask, int q_block, int num_visible) {
+  int count = 0;
+  for (int word = threadIdx.x % kWarpSize; word < mask_words(num_visible); word += kWarpSize) {
+    count += __popc(list_word(p, mask, word, q_block, num_visible));
+  }
+  return __reduce_add_sync(kFullWarp, count);
+}
+
+// mask: what the rule chose; fitting: what fits if that does not, read only where lists may overflow. list: memory for a batch of
+// words, in which it is put together, so that it leaves in whole vectors.
+CUTE_DEVICE void emit_list(SelectParams const& p, int64_t out_row, int q_block, uint32_t const* mask, uint32_t const* fitting,
+                           int32_t* list) {
+  int const lane = threadIdx.x % kWarpSize, num_visible = p.num_visible(q_block), num_words = mask_words(num_visible);
+  int wanted = 0;
+  if (p.may_overflow()) {
+    wanted = list_length(p, mask, q_block, num_visible);
+    if (wanted > p.max_blocks) mask = fitting;
+  }
+  int32_t* out = p.block_indices + out_row * p.max_blocks;
+  int count = 0;
+  for (int first = 0; first < num_words; first += kBatchWords) {
+    int const word = first + lane;
+    uint32_t kept = list_word(p, mask, word, q_block, num_visible);
+    int const end = warp_prefix_sum(__popc(kept), lane), total = __shfl_sync(kFullWarp, end, kWarpSize - 1);
+    __syncwarp();  // the batch before is read
+    for (int place = end - 1; kept != 0; --place) {
+      int const bit = 31 - __clz(int(kept));
+      list[place] = word * kWarpSize + bit;
+      kept ^= 1u << bit;
+    }
+    __syncwarp();
+    for (int i = lane; i < total; i += kWarpSize) out[count + i] = list[i];
+    count += total;
+  }
+  if (lane == 0) {
+    p.block_counts[out_row] = count;
+    if (p.wanted_counts != nullptr) p.wanted_counts[out_row] = p.may_overflow() ? wanted : count;
+  }
+}
+
+// A row's fixed-point probabilities, 0 where not visible.
+template <class Row>
+CUTE_DEVICE void write_probs(Row const& row, int32_t* probs, int num_visible, int num_k_blocks, int lane) {
+  for (int column = num_visible + lane; column < num_k_blocks; column += kWarpSize) probs[column] = 0;
+  row.visit([&](int word, uint32_t value, int) {
+    int const column = word * kWarpSize + lane;
+    if (column < num_visible) probs[column] = int32_t(value);
+  });
+}
+
+}  // namespace prism
