@@ -32,6 +32,7 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 _BAND_STYLES = {"high": "red", "both": "yellow", "low": "green", "neither": "dim"}
 _FAMILY_WORK = {
     "pool": "means and energies",
+    "rotate": "RoPE and means",
     "select": "scores, chosen blocks",
     "attend": "sparse attention",
 }

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from prism_gen.arch import arch as arch_row
 from prism_gen.dtypes import dtype as dtype_row
 from prism_gen.errors import UnsupportedError
-from prism_gen.families import AttendProblem, PoolProblem, SelectProblem
+from prism_gen.families import AttendProblem, PoolProblem, RotateProblem, SelectProblem
 from prism_gen.model import ModelSpec
 from prism_gen.rope import Bands, bands, governing_block_size
 from prism_gen.schedules import kernel_spec
@@ -22,8 +22,31 @@ def block_pair_bands(model: ModelSpec, block_size: tuple[int, int]) -> Bands:
     return bands(model.rope, model.head_dim, model.selection, governing_block_size(block_size))
 
 
+def rotate_problem(model: ModelSpec, split: Bands) -> RotateProblem:
+    """What rotate computes for `model` with these bands."""
+    return RotateProblem(
+        dtype=model.dtype,
+        head_dim=model.head_dim,
+        rotary_dim=model.rope.rotary_dim,
+        interleaved=model.rope.interleaved,
+        high_dims=tuple(split.high_dims),
+        low_dims=tuple(split.low_dims),
+    )
+
+
+def attend_problem(model: ModelSpec, block_size: tuple[int, int]) -> AttendProblem:
+    """What attend computes for a model at one (q, k) block size."""
+    return AttendProblem(
+        dtype=model.dtype,
+        head_dim=model.head_dim,
+        block_size_q=block_size[0],
+        block_size_k=block_size[1],
+        heads_per_list=model.heads_per_list,
+    )
+
+
 def specialize(model: ModelSpec, archs: Sequence[str]) -> tuple[KernelSpec, ...]:
-    """Every kernel that `model` needs on `archs`, each once: pools, then selects, then attends.
+    """Every kernel that `model` needs on `archs`, each once: pools, rotates, selects, attends.
 
     Raises: UnsupportedError listing what exists, where a shape, block size, dtype or arch has no schedule, or no
     layer of the model runs full attention.
@@ -37,20 +60,16 @@ def specialize(model: ModelSpec, archs: Sequence[str]) -> tuple[KernelSpec, ...]
     specs: list[KernelSpec] = []
     for arch in archs:
         arch_row(arch)
-        pools, selects, attends = [], [], []
+        pools, rotates, selects, attends = [], [], [], []
         for pair in model.selection.block_sizes:
             split = block_pair_bands(model, pair)
             high, low = tuple(split.high_dims), tuple(split.low_dims)
-            for block_size in pair:
-                pool = PoolProblem(
-                    dtype=model.dtype, head_dim=model.head_dim, block_size=block_size, high_dims=high, low_dims=low
-                )
-                pools.append(kernel_spec("pool", arch, pool))
+            pool = PoolProblem(dtype=model.dtype, head_dim=model.head_dim, high_dims=high, low_dims=low)
+            pools.append(kernel_spec("pool", arch, pool))
+            if model.selection.fused_rope:
+                rotates.append(kernel_spec("rotate", arch, rotate_problem(model, split)))
             select = SelectProblem(head_dim=model.head_dim, high_dims=high, low_dims=low)
             selects.append(kernel_spec("select", arch, select))
-            attend = AttendProblem(
-                dtype=model.dtype, head_dim=model.head_dim, block_size_q=pair[0], block_size_k=pair[1]
-            )
-            attends.append(kernel_spec("attend", arch, attend))
-        specs += [*pools, *selects, *attends]
+            attends.append(kernel_spec("attend", arch, attend_problem(model, pair)))
+        specs += [*pools, *rotates, *selects, *attends]
     return tuple(dict.fromkeys(specs))

@@ -25,10 +25,12 @@ TESTS = Path(__file__).parent
 
 @pytest.fixture
 def make_model() -> Callable[..., ModelSpec]:
-    """Factory of small models; keyword arguments replace fields, block_sizes those of the selection."""
+    """Factory of small models; keyword arguments replace fields, block_sizes and fused_rope those of the selection."""
 
-    def make(*, block_sizes: tuple[tuple[int, int], ...] = ((128, 128),), **fields: object) -> ModelSpec:
-        base = msgspec.structs.replace(TINY, selection=SelectionSpec(block_sizes=block_sizes))
+    def make(
+        *, block_sizes: tuple[tuple[int, int], ...] = ((128, 128),), fused_rope: bool = False, **fields: object
+    ) -> ModelSpec:
+        base = msgspec.structs.replace(TINY, selection=SelectionSpec(block_sizes=block_sizes, fused_rope=fused_rope))
         return msgspec.structs.replace(base, **fields)
 
     return make

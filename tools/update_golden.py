@@ -21,7 +21,7 @@ MODELS = {
         head_dim=128,
         dtype="bf16",
         rope=RopeSpec(rotary_dim=128),
-        selection=SelectionSpec(block_sizes=((128, 128),)),
+        selection=SelectionSpec(block_sizes=((128, 128),), fused_rope=True),
         layer_kinds=("full",),
     ),
     "interleaved-d64": ModelSpec(
@@ -31,7 +31,7 @@ MODELS = {
         head_dim=64,
         dtype="fp16",
         rope=RopeSpec(rotary_dim=32, interleaved=True),
-        selection=SelectionSpec(block_sizes=((64, 64),)),
+        selection=SelectionSpec(block_sizes=((64, 64),), fused_rope=True),
         layer_kinds=("full",),
     ),
 }

@@ -14,10 +14,11 @@ from prism_gen.errors import BundleError, UnsupportedError
 from prism_gen.families.attend import ATTEND, AttendProblem, AttendSchedule
 from prism_gen.families.family import Family
 from prism_gen.families.pool import POOL, PoolProblem, PoolSchedule
+from prism_gen.families.rotate import ROTATE, RotateProblem, RotateSchedule
 from prism_gen.families.select import SELECT, SelectProblem, SelectSchedule, SelectShape
 from prism_gen.spec import KernelSpec
 
-FAMILIES: dict[str, Family] = {row.name: row for row in (POOL, SELECT, ATTEND)}
+FAMILIES: dict[str, Family] = {row.name: row for row in (POOL, ROTATE, SELECT, ATTEND)}
 
 __all__ = [
     "FAMILIES",
@@ -26,6 +27,8 @@ __all__ = [
     "Family",
     "PoolProblem",
     "PoolSchedule",
+    "RotateProblem",
+    "RotateSchedule",
     "SelectProblem",
     "SelectSchedule",
     "SelectShape",

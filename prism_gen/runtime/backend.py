@@ -13,6 +13,9 @@ from torch import Tensor
 from prism_gen.rope import Bands
 from prism_gen.runtime import reference
 from prism_gen.runtime.grid import BlockGrid
+from prism_gen.runtime.pooled_keys import PooledKeys
+from prism_gen.runtime.reference_pool import pool, pool_chunk
+from prism_gen.runtime.reference_rotate import rotate
 from prism_gen.runtime.rules import PAPER_RULES, SelectRules
 from prism_gen.runtime.selection import Selection
 
@@ -31,6 +34,27 @@ class Pooled(NamedTuple):
     grid: BlockGrid
 
 
+class BeforeRope(NamedTuple):
+    """The new tokens of a call before RoPE, and the tables that rotate them.
+
+    q: [batch, num_tokens, num_q_heads, head_dim]; k: [batch, num_tokens, num_kv_heads, head_dim].
+    cos, sin: [batch or 1, num_tokens, rotary_dim / 2], in q's dtype, one shape and layout.
+    """
+
+    q: Tensor
+    k: Tensor
+    cos: Tensor
+    sin: Tensor
+
+
+class Rotated(NamedTuple):
+    """The same tokens after RoPE, and what pool makes of them: q and k go to attend, pooled to select."""
+
+    q: Tensor
+    k: Tensor
+    pooled: Pooled
+
+
 class Backend(Protocol):
     """Stages as reference.py defines them."""
 
@@ -39,8 +63,17 @@ class Backend(Protocol):
         """ "cuda" or "reference"."""
         ...
 
-    def pool(self, x: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
-        """Means and energies of the blocks of x [batch, seqlen, num_heads, head_dim]."""
+    def pool(self, q: Tensor, k: Tensor, grid: BlockGrid, cache: PooledKeys | None = None) -> Pooled:
+        """Means and energies of the blocks of q and k; with a cache, only of those keys that it has not seen."""
+        ...
+
+    def rotate_and_pool(
+        self, x: BeforeRope, k_out: Tensor, grid: BlockGrid, cache: PooledKeys | None = None
+    ) -> tuple[Tensor, Pooled]:
+        """q rotated, and pool's result for rotated q and k; rotated k goes to k_out [like k].
+
+        grid: of the q in x and of all keys, of which those in x are the last.
+        """
         ...
 
     def select(self, pooled: Pooled, thresholds: Tensor, *, with_probs: bool) -> Selection:
@@ -59,12 +92,37 @@ class ReferenceBackend:
     """reference.py on whatever device the tensors are on."""
 
     bands: Bands
+    interleaved: bool
     rules: SelectRules = PAPER_RULES
     name: str = "reference"
 
-    def pool(self, x: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    def pool(self, q: Tensor, k: Tensor, grid: BlockGrid, cache: PooledKeys | None = None) -> Pooled:
         """See Backend.pool."""
-        return reference.pool(x, block_size, self.bands)
+        return self._pool(q, k if cache is None else k[:, cache.num_tokens :], grid, cache)
+
+    def rotate_and_pool(
+        self, x: BeforeRope, k_out: Tensor, grid: BlockGrid, cache: PooledKeys | None = None
+    ) -> tuple[Tensor, Pooled]:
+        """See Backend.rotate_and_pool."""
+        q, k = (rotate(y, x.cos, x.sin, interleaved=self.interleaved) for y in (x.q, x.k))
+        k_out.copy_(k)
+        return q, self._pool(q, k, grid, cache)
+
+    def _pool(self, q: Tensor, new_k: Tensor, grid: BlockGrid, cache: PooledKeys | None) -> Pooled:
+        q_mean, q_energy = pool(q, grid.block_size_q, self.bands)
+        if cache is None:
+            k_mean, k_energy = pool(new_k, grid.block_size_k, self.bands)
+            return Pooled(q_mean, k_mean, q_energy, k_energy, grid)
+        start = cache.num_tokens
+        if grid.seqlen_k > start:
+            chunk = pool_chunk(new_k, grid.block_size_k, self.bands, start=start, tail=cache.tail)
+            first = start // grid.block_size_k
+            cache.mean[:, :, first : grid.num_k_blocks] = chunk.mean
+            cache.energy[:, :, first : grid.num_k_blocks] = chunk.energy
+            cache.next_tail.copy_(chunk.tail)
+            cache.advance(grid.seqlen_k)
+        k_mean, k_energy = cache.pooled()
+        return Pooled(q_mean, k_mean, q_energy, k_energy, grid)
 
     def select(self, pooled: Pooled, thresholds: Tensor, *, with_probs: bool) -> Selection:
         """See Backend.select; the probabilities exist anyway and are left out unless asked for."""

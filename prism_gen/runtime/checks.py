@@ -25,13 +25,15 @@ ALIGN_BYTES = 16  # TMA and 16-byte vector loads: every stride but the last, and
 class TensorRules:
     """What q, k and v must be for one layer of one model on one backend.
 
-    num_q_heads, num_kv_heads: the whole model's; a call may bring one tensor-parallel shard of them.
+    num_q_heads, num_kv_heads: the whole model's; a call may bring one tensor-parallel shard of them. heads_per_list: q
+    heads that share one list of blocks.
     dtypes: accepted torch dtypes. device: the device the kernels were resolved for, None for any.
     """
 
     num_q_heads: int
     num_kv_heads: int
     head_dim: int
+    heads_per_list: int
     dtypes: tuple[torch.dtype, ...]
     device: torch.device | None
 
@@ -68,6 +70,49 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor | None, rules: TensorRules, block_
             fix="pass all keys up to the last query row (the cache and the new ones)",
         )
     return BlockGrid(q.shape[1], k.shape[1], *block_size)
+
+
+def check_rotation(q: Tensor, k: Tensor, tables: tuple[Tensor, Tensor], k_out: Tensor | None, rotary_dim: int) -> None:
+    """q and k of check_qkv before RoPE: the same tokens, tables for them, and room for rotated k if it is given.
+
+    tables: cos and sin [batch or 1, num_tokens, rotary_dim / 2]. k_out: like k. Raises: TensorError.
+    """
+    if q.shape[1] != k.shape[1]:
+        raise TensorError(
+            f"q has {q.shape[1]} tokens, k has {k.shape[1]}",
+            exists="the same new tokens of both, before RoPE",
+            fix="leave out the keys that are in the KV cache already",
+        )
+    cos, sin = tables
+    for name, table in (("cos", cos), ("sin", sin)):
+        shape = list(table.shape)
+        if shape not in ([n, q.shape[1], rotary_dim // 2] for n in (1, q.shape[0])):
+            raise TensorError(
+                f"{name} has shape {shape}",
+                exists=f"[1 or {q.shape[0]}, {q.shape[1]} tokens, {rotary_dim // 2} pairs]",
+                fix="pass one value a pair: the first half of the last dim of transformers' tables",
+            )
+        if table.dtype != q.dtype or table.device != q.device:
+            raise TensorError(
+                f"{name} is {table.dtype} on {table.device}, q is {q.dtype} on {q.device}",
+                fix="give the tables q's dtype and device, as the model itself rotates",
+            )
+        check_strides(name, table)
+    if sin.shape != cos.shape or sin.stride() != cos.stride():
+        raise TensorError(
+            f"sin has shape {list(sin.shape)} and strides {list(sin.stride())}, cos {list(cos.shape)} and"
+            f" {list(cos.stride())}",
+            fix="make both in the same way",
+        )
+    if k_out is None:
+        return
+    if k_out.shape != k.shape or k_out.dtype != k.dtype or k_out.device != k.device:
+        raise TensorError(
+            f"k_out is {k_out.dtype} {list(k_out.shape)} on {k_out.device}",
+            exists=f"k's {k.dtype} {list(k.shape)} on {k.device}",
+            fix="pass the places of these tokens in the KV cache",
+        )
+    check_strides("k_out", k_out)
 
 
 def _check_one(name: str, x: Tensor, rules: TensorRules) -> None:
@@ -131,7 +176,7 @@ def check_strides(name: str, x: Tensor) -> None:
             fix=f"call {name}.contiguous()",
         )
     expanded = [d for d in range(x.dim() - 1) if x.shape[d] > 1 and x.stride(d) == 0]
-    if expanded:  # no kernel was ever run on one, and CuTe reports a refused TMA descriptor to nobody
+    if expanded:  # the copy engine takes no stride of 0
         raise TensorError(
             f"{name} is expanded: dim {expanded[0]} has stride 0",
             exists="strides greater than 0",
@@ -156,7 +201,7 @@ def _check_heads(num_q_heads: int, num_kv_heads: int, rules: TensorRules) -> Non
         )
 
 
-def check_selection(selection: Selection, q: Tensor, grid: BlockGrid) -> None:
+def check_selection(selection: Selection, q: Tensor, grid: BlockGrid, heads_per_list: int) -> None:
     """A selection given by hand must be for these tensors: lengths, block sizes, heads, device, dtype, layout.
 
     The indices themselves are not read (that would synchronise): they must rise within a row and be visible blocks.
@@ -166,13 +211,13 @@ def check_selection(selection: Selection, q: Tensor, grid: BlockGrid) -> None:
         raise TensorError(
             f"the selection is for {selection.grid}", exists=f"these tensors need {grid}", fix="select again"
         )
-    rows = (q.shape[0], q.shape[2], grid.num_q_blocks)
+    rows = (q.shape[0], q.shape[2] // heads_per_list, grid.num_q_blocks)
     indices, counts = selection.block_indices, selection.block_counts
     if tuple(counts.shape) != rows or indices.dim() != 4 or tuple(indices.shape[:3]) != rows:
         raise TensorError(
             f"block_indices has shape {list(indices.shape)}, block_counts {list(counts.shape)}",
             exists=f"{[*rows, 'max_blocks']} and {list(rows)} for these tensors",
-            fix="select for the same batch and q heads",
+            fix=f"select for the same batch and heads, one list for {heads_per_list} q head(s)",
         )
     for name, x in (("block_indices", indices), ("block_counts", counts)):
         if x.dtype != torch.int32 or x.device != q.device or not x.is_contiguous():

@@ -7,7 +7,7 @@ back from one backend to another.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -109,7 +109,7 @@ def connect(
     rules = model_rules(model.selection)
     if backend == "reference":
         bands = block_pair_bands(model, block_size)
-        return Connection(ReferenceBackend(bands, rules), None, ())
+        return Connection(ReferenceBackend(bands, model.rope.interleaved, rules), None, ())
     if backend != "cuda":
         raise UnsupportedError(f"no backend {backend!r}", exists=", ".join(BACKENDS), fix="choose one of these")
     cuda = cuda_device(device)
@@ -117,12 +117,14 @@ def connect(
         raise ConfigError("the cuda backend was asked for without a bundle of kernels", fix="give the path of a bundle")
     arch = bundle.arch_for(torch.cuda.get_device_capability(cuda), torch.cuda.get_device_name(cuda))
     command = build_command(model, arch, block_size, config=subject.config, out=str(bundle.path))
-    requests = layer_requests(model, arch, block_size)
-    chosen = [resolve(bundle.manifest.kernels, request, build_command=command) for request in requests]
-    pool_q, pool_k, select, attend = (bundle.module(resolution.entry) for resolution in chosen)
-    pools: dict[int, Any] = {block_size[0]: pool_q, block_size[1]: pool_k}
-    kernels = CudaBackend(pools=pools, select=select, attend=attend, rules=rules)
-    return Connection(kernels, cuda, tuple(chosen))
+    requests = layer_requests(model, arch, block_size)._asdict()
+    chosen = {
+        name: resolve(bundle.manifest.kernels, request, build_command=command)
+        for name, request in requests.items()
+        if request is not None
+    }
+    modules = {name: bundle.module(resolution.entry) for name, resolution in chosen.items()}
+    return Connection(CudaBackend(**modules, rules=rules), cuda, tuple(chosen.values()))
 
 
 def model_rules(selection: SelectionSpec) -> SelectRules:
@@ -130,6 +132,7 @@ def model_rules(selection: SelectionSpec) -> SelectRules:
     return SelectRules(
         force_sink=selection.force_sink,
         force_recent=selection.force_recent,
+        share=selection.share,
         calibration=selection.calibration,
     )
 

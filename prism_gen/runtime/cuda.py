@@ -6,14 +6,16 @@ kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from prism_gen.runtime.backend import Pooled
+from prism_gen.errors import UnsupportedError
+from prism_gen.runtime.backend import BeforeRope, Pooled
 from prism_gen.runtime.grid import BlockGrid
+from prism_gen.runtime.pooled_keys import PooledKeys
 from prism_gen.runtime.rules import PAPER_RULES, SelectRules
 from prism_gen.runtime.selection import Selection
 
@@ -55,22 +57,37 @@ class CudaBackend:
 
     name = "cuda"
 
-    def __init__(self, *, pools: Mapping[int, Any], select: Any, attend: Any, rules: SelectRules = PAPER_RULES) -> None:
-        """Binds the exported functions once. pools: block size in tokens -> module; select, attend: modules."""
-        self._pools = {block_size: module.get_function("pool") for block_size, module in pools.items()}
+    def __init__(
+        self, *, pool: Any, select: Any, attend: Any, rotate: Any | None = None, rules: SelectRules = PAPER_RULES
+    ) -> None:
+        """Binds the exported functions of the modules once. rotate: None where the model does not ask for it."""
+        self._pool = pool.get_function("pool")
+        self._rotate_and_pool = None if rotate is None else rotate.get_function("rotate")
         self._select = select.get_function("select")
         self._scratch_floats = select.get_function("scratch_floats")
         self._attend = attend.get_function("attend")
         self._rules = rules
 
-    def pool(self, x: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
-        """See Backend.pool."""
-        batch, seqlen, num_heads, head_dim = x.shape
-        num_blocks = -(-seqlen // block_size)
-        mean = torch.empty(batch, num_heads, num_blocks, head_dim, dtype=torch.float32, device=x.device)
-        energy = torch.empty(batch, num_heads, num_blocks, 3, dtype=torch.float32, device=x.device)
-        self._pools[block_size](x, mean, energy)
-        return mean, energy
+    def pool(self, q: Tensor, k: Tensor, grid: BlockGrid, cache: PooledKeys | None = None) -> Pooled:
+        """See Backend.pool. One launch."""
+        outputs = _pool_outputs(q, k, grid, cache)
+        self._pool(q, k if cache is None else k[:, cache.num_tokens :], *outputs)
+        return _pooled(outputs, grid, cache)
+
+    def rotate_and_pool(
+        self, x: BeforeRope, k_out: Tensor, grid: BlockGrid, cache: PooledKeys | None = None
+    ) -> tuple[Tensor, Pooled]:
+        """See Backend.rotate_and_pool. One launch. q comes back contiguous whatever its strides were."""
+        if self._rotate_and_pool is None:
+            raise UnsupportedError(
+                "this model's kernels were resolved without rotate",
+                exists="pool, select, attend",
+                fix='set "fused_rope": true in the prism object of its config.json, and build again',
+            )
+        q = torch.empty(x.q.shape, dtype=x.q.dtype, device=x.q.device)
+        outputs = _pool_outputs(x.q, x.k, grid, cache)
+        self._rotate_and_pool(*x, q, k_out, *outputs)
+        return q, _pooled(outputs, grid, cache)
 
     def select(self, pooled: Pooled, thresholds: Tensor, *, with_probs: bool) -> Selection:
         """See Backend.select. What follows a row's block_counts in block_indices is not written."""
@@ -123,6 +140,43 @@ class CudaBackend:
             WORKSPACE.tile_counter(q.device),
         )
         return out, lse
+
+
+class _PoolOutputs(NamedTuple):
+    """The arguments of pool and rotate_and_pool behind their inputs, in their order."""
+
+    q_mean: Tensor
+    q_energy: Tensor
+    k_mean: Tensor
+    k_energy: Tensor
+    block_size_q: int
+    block_size_k: int
+    k_start: int
+    tail_in: Tensor | None
+    tail_out: Tensor | None
+
+
+def _pool_outputs(q: Tensor, k: Tensor, grid: BlockGrid, cache: PooledKeys | None) -> _PoolOutputs:
+    q_outputs, sizes = _empty_pooled(q, grid.num_q_blocks), (grid.block_size_q, grid.block_size_k)
+    if cache is None:
+        return _PoolOutputs(*q_outputs, *_empty_pooled(k, grid.num_k_blocks), *sizes, 0, None, None)
+    return _PoolOutputs(*q_outputs, cache.mean, cache.energy, *sizes, cache.num_tokens, cache.tail, cache.next_tail)
+
+
+def _pooled(outputs: _PoolOutputs, grid: BlockGrid, cache: PooledKeys | None) -> Pooled:
+    """What select is given, after the launch."""
+    k_mean, k_energy = outputs.k_mean, outputs.k_energy
+    if cache is not None:
+        cache.advance(grid.seqlen_k)
+        k_mean, k_energy = cache.pooled()
+    return Pooled(outputs.q_mean, k_mean, outputs.q_energy, k_energy, grid)
+
+
+def _empty_pooled(x: Tensor, num_blocks: int) -> tuple[Tensor, Tensor]:
+    """Room for the means and energies of x [batch, seqlen, num_heads, head_dim]."""
+    rows = (x.shape[0], x.shape[2], num_blocks)
+    mean = torch.empty(*rows, x.shape[3], dtype=torch.float32, device=x.device)
+    return mean, torch.empty(*rows, 3, dtype=torch.float32, device=x.device)
 
 
 def _sizes(grid: BlockGrid) -> tuple[int, int, int, int]:

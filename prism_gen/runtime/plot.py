@@ -54,9 +54,9 @@ class Panel(NamedTuple):
 
 
 def classify(selection: Selection, thresholds: Tensor) -> Tensor:
-    """Why each block is in or out, as an index into CLASSES; int64 [batch, num_heads, num_q_blocks, num_k_blocks].
+    """Why each block is in or out, as an index into CLASSES; int64 [batch, num_lists, num_q_blocks, num_k_blocks].
 
-    selection: with its probs. thresholds: fp32 [num_heads, 2], those it was selected with.
+    selection: with its probs. thresholds: fp32 [num_lists, 2], those it was selected with.
     """
     assert selection.probs is not None
     high, low = reference.cut(selection.probs, thresholds, selection.grid).unbind(2)

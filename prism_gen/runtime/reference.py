@@ -1,4 +1,4 @@
-"""Plain-torch pool, select and attend: the meaning of every kernel, on any device and in any float dtype.
+"""Plain-torch select and attend, beside pool (reference_pool.py): the meaning of every kernel, in any float dtype.
 
 Owns the semantics of method.md and templates/README.md, written to be read first and fast second. Must not import
 kernels, and never holds a score matrix of more than one query block of one head.
@@ -15,47 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prism_gen.model import CalibrationMode
 from prism_gen.rope import Bands
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.reference_cut import FIXED_ONE, cut, select_from_fixed, to_fixed
-from prism_gen.runtime.rules import PAPER_RULES, Calibration, SelectRules
+from prism_gen.runtime.reference_pool import band_lists, compute_dtype
+from prism_gen.runtime.rules import PAPER_RULES, SelectRules
 from prism_gen.runtime.selection import Selection, visible_blocks
 
 __all__ = ["FIXED_ONE", "cut", "select_from_fixed", "to_fixed"]  # what callers take from here and stands elsewhere
 
 MIN_RMS = 1e-6  # clamp of r(q), r(k) and tau, so that a head or a band of zeros gives logits of 0 instead of 0/0
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """fp32 for 16-bit inputs, otherwise the input's own dtype."""
-    return torch.float32 if x.element_size() < 4 else x.dtype
-
-
-def band_lists(bands: Bands) -> tuple[list[int], list[int]]:
-    """Dims of the high band and of the low band, in the order of every array with a band axis."""
-    return list(bands.high_dims), list(bands.low_dims)
-
-
-def pool(x: Tensor, block_size: int, bands: Bands) -> tuple[Tensor, Tensor]:
-    """Mean of each token block, and the energy of each mean.
-
-    x: [batch, seqlen, num_heads, head_dim], any strides. block_size: tokens.
-    Returns, in the compute dtype, mean [batch, num_heads, num_blocks, head_dim] and energy [batch, num_heads,
-    num_blocks, 3]: the sum of mean**2 over the dims of the high band, of the low band, of all.
-    Tail: a short last block divides by its valid tokens.
-    Source: method.md steps 1 and 3.
-    """
-    seqlen = x.shape[1]
-    num_blocks = -(-seqlen // block_size)
-    tokens = x.to(compute_dtype(x)).movedim(1, 2)
-    padded = F.pad(tokens, (0, 0, 0, num_blocks * block_size - seqlen))
-    valid = torch.full((num_blocks, 1), float(block_size), dtype=padded.dtype, device=x.device)
-    valid[-1] = seqlen - (num_blocks - 1) * block_size
-    batch, _, num_heads, head_dim = x.shape
-    mean = padded.reshape(batch, num_heads, num_blocks, block_size, head_dim).sum(dim=3) / valid
-    square = mean * mean
-    energy = [square[..., dims].sum(-1) for dims in band_lists(bands)]
-    return mean, torch.stack([*energy, square.sum(-1)], dim=-1)
 
 
 def band_probs(
@@ -66,7 +36,7 @@ def band_probs(
     *,
     bands: Bands,
     grid: BlockGrid,
-    calibrate_by: Calibration = "sequence",
+    calibrate_by: CalibrationMode = "sequence",
 ) -> Tensor:
     """Calibrated row softmax of each band over the visible key blocks.
 
@@ -159,11 +129,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, selection: Selection, *, softmax_sca
 
     q: [batch, seqlen_q, num_q_heads, head_dim]; k, v: [batch, seqlen_k, num_kv_heads, head_dim]; any strides.
     Returns out like q, in q's dtype, and lse (natural log) [batch, num_q_heads, seqlen_q] in the compute dtype.
+    A selection with num_kv_heads lists serves all q heads of a group with one.
     A row with no visible selected key gets out 0 and lse -inf.
     Source: method.md step 6.
     """
     grid, dtype = selection.grid, compute_dtype(q)
-    group_size = q.shape[2] // k.shape[2]
+    group_size, heads_per_list = q.shape[2] // k.shape[2], q.shape[2] // selection.block_counts.shape[1]
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[0], q.shape[2], q.shape[1], dtype=dtype, device=q.device)
     counts, whole = selection.block_counts.tolist(), _whole_counts(selection)
@@ -171,12 +142,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, selection: Selection, *, softmax_sca
         for kv_head in range(k.shape[2]):
             k_blocks, v_blocks = (_token_blocks(x[b, :, kv_head].to(dtype), grid) for x in (k, v))
             for h in range(kv_head * group_size, (kv_head + 1) * group_size):
+                of = h // heads_per_list
                 for i in range(grid.num_q_blocks):
                     rows = slice(i * grid.block_size_q, (i + 1) * grid.block_size_q)
-                    chosen = selection.block_indices[b, h, i, : counts[b][h][i]].long()
+                    chosen = selection.block_indices[b, of, i, : counts[b][of][i]].long()
                     scores = q[b, rows, h].to(dtype) @ k_blocks[chosen].flatten(0, 1).T
                     scores *= softmax_scale
-                    _mask_after_boundary(scores, chosen, whole[b][h][i], rows.start, grid)
+                    _mask_after_boundary(scores, chosen, whole[b][of][i], rows.start, grid)
                     out[b, rows, h], lse[b, h, rows] = _softmax_times(scores, v_blocks[chosen].flatten(0, 1))
     return out, lse
 

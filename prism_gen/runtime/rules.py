@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Share = Literal["head", "group"]
-Calibration = Literal["sequence", "prefix"]
+from prism_gen.model import CalibrationMode, Share
+
 CutKind = Literal["top_p", "top_k", "density"]
 CUT_KINDS: tuple[CutKind, ...] = ("top_p", "top_k", "density")  # in the order of CutKind in templates/select/params.h
 
@@ -26,7 +26,7 @@ class SelectRules:
     force_sink: bool = True
     force_recent: bool = True
     share: Share = "head"
-    calibration: Calibration = "sequence"
+    calibration: CalibrationMode = "sequence"
     cut: CutKind = "top_p"
     max_blocks: int | None = None
 

@@ -119,7 +119,8 @@ def _draw(path: Path, attention: PrismAttention, report: LayerReport, tensors: Q
         ) from None
     q, k, _, _ = tensors
     selection = report.selection
-    classes = classify(selection, attention.thresholds.rows(q.shape[2], q.device))[0].cpu().numpy()
+    rows = attention.thresholds.rows(selection.block_counts.shape[1], q.device)
+    classes = classify(selection, rows)[0].repeat_interleave(attention.model.heads_per_list, 0).cpu().numpy()
     mass = None
     if q.shape[2] <= MASS_ROW_HEADS:
         scale = attention.softmax_scale

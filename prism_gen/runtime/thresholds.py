@@ -20,51 +20,50 @@ ThresholdLike = float | Sequence[float] | Tensor
 class Thresholds:
     """Checked thresholds; made by PrismAttention.make_thresholds.
 
-    values: fp32 [num_heads, 2] (high, low). uniform: all heads share one pair, so any shard of the heads may use it.
+    values: fp32 [num_lists, 2] (high, low). num_lists: q heads, or KV heads where a group shares its list. uniform: all
+    lists have one pair, so any shard of the heads may use it.
     """
 
     values: Tensor
     uniform: bool
 
-    def rows(self, num_q_heads: int, device: torch.device) -> Tensor:
-        """fp32 [num_q_heads, 2] on `device`, without a copy where they are there already.
+    def rows(self, num_lists: int, device: torch.device) -> Tensor:
+        """fp32 [num_lists, 2] on `device`, without a copy where they are there already.
 
-        Raises: TensorError where thresholds per head were made for another number of heads.
+        Raises: TensorError where thresholds per list were made for another number of lists.
         """
-        if not self.uniform and len(self.values) != num_q_heads:
+        if not self.uniform and len(self.values) != num_lists:
             raise TensorError(
-                f"thresholds for {len(self.values)} heads, q has {num_q_heads}",
-                exists="one pair for all heads, or one per q head of this call",
+                f"thresholds for {len(self.values)} lists of blocks, this call has {num_lists}",
+                exists="one pair for all lists, or one per list of this call",
                 fix="make_thresholds with the values of this shard's heads",
             )
-        return self.values[:num_q_heads].to(device)
+        return self.values[:num_lists].to(device)
 
 
-def make_thresholds(
-    high: ThresholdLike, low: ThresholdLike, num_q_heads: int, device: torch.device | None
-) -> Thresholds:
+def make_thresholds(high: ThresholdLike, low: ThresholdLike, num_lists: int, device: torch.device | None) -> Thresholds:
     """Checks and places them. high, low: see threshold_column. device: None leaves them on the CPU.
 
     Raises: TensorError for NaN, a value out of range, or lengths that do not fit.
     """
-    columns = [threshold_column(f"{z}_threshold", x, num_q_heads) for z, x in (("high", high), ("low", low))]
+    columns = [threshold_column(f"{z}_threshold", x, num_lists) for z, x in (("high", high), ("low", low))]
     rows = max(map(len, columns))
     if any(len(column) not in (1, rows) for column in columns):
         raise TensorError(
             f"high_threshold has {len(columns[0])} values, low_threshold {len(columns[1])}",
-            exists="one value, or one per q head, as many in both",
+            exists="one value, or one per list of blocks, as many in both",
             fix="give both the same length",
         )
     uniform = rows == 1
-    repeats = num_q_heads if uniform else rows
+    repeats = num_lists if uniform else rows
     values = torch.tensor([c * repeats if len(c) == 1 else c for c in columns], dtype=torch.float32).T.contiguous()
     return Thresholds(values if device is None else values.to(device), uniform)
 
 
-def threshold_column(name: str, value: ThresholdLike, num_q_heads: int) -> list[float]:
-    """One band's thresholds as host numbers: one for all heads, or one per head.
+def threshold_column(name: str, value: ThresholdLike, num_lists: int) -> list[float]:
+    """One band's thresholds as host numbers: one for all lists, or one per list.
 
-    value: in (0, 1]; a number, a sequence or a tensor whose length divides num_q_heads (a tensor-parallel shard).
+    value: in (0, 1]; a number, a sequence or a tensor whose length divides num_lists (a tensor-parallel shard).
     Raises: TensorError for NaN, values out of range, or another length.
     """
     given = value.detach().flatten().tolist() if isinstance(value, Tensor) else value
@@ -73,18 +72,18 @@ def threshold_column(name: str, value: ThresholdLike, num_q_heads: int) -> list[
     except (TypeError, ValueError):
         raise TensorError(
             f"{name} is {value!r}",
-            exists="a cumulative probability in (0, 1], or one per q head",
+            exists="a cumulative probability in (0, 1], or one per list of blocks",
             fix="give a number, a sequence or a tensor",
         ) from None
-    if not numbers or num_q_heads % len(numbers):
+    if not numbers or num_lists % len(numbers):
         raise TensorError(
             f"{name} has {len(numbers)} values",
-            exists=f"one value, or one per q head ({num_q_heads})",
+            exists=f"one value, or one per list of blocks ({num_lists})",
             fix="give either",
         )
-    for head, number in enumerate(numbers):
+    for row, number in enumerate(numbers):
         if not 0.0 < number <= 1.0:  # also refuses NaN
-            where = f" for head {head}" if len(numbers) > 1 else ""
+            where = f" for list {row}" if len(numbers) > 1 else ""
             raise TensorError(
                 f"{name} is {number}{where}",
                 exists="a cumulative probability in (0, 1]; 1 selects every visible block",

@@ -17,12 +17,14 @@ from prism_gen import fingerprint
 from prism_gen.build import build
 from prism_gen.compile import Compiler, default_jobs
 from prism_gen.errors import CompileError
-from prism_gen.families import FAMILIES
+from prism_gen.families import FAMILIES, PoolProblem, RotateProblem
 from prism_gen.fingerprint import make_source
 from prism_gen.manifest import KernelEntry
-from prism_gen.model import RopeSpec
+from prism_gen.model import ModelSpec, RopeSpec, SelectionSpec
 from prism_gen.model_config import load_model_config
 from prism_gen.render import render, template_root
+from prism_gen.rope import bands
+from prism_gen.schedules import kernel_spec
 from prism_gen.specialize import specialize
 from prism_gen.toolchain import Toolchain, find_toolchain
 
@@ -31,13 +33,23 @@ pytestmark = pytest.mark.compile
 REPOSITORY = Path(__file__).parents[2]
 CACHE = REPOSITORY / "generated" / "cache"
 MODELS = REPOSITORY / "tests" / "models"
-EXPORTS = {"pool": ("pool",), "select": ("select", "scratch_floats"), "attend": ("attend",)}
+EXPORTS = {
+    "pool": ("pool",),
+    "rotate": ("rotate", "rotate_only"),
+    "select": ("select", "scratch_floats"),
+    "attend": ("attend",),
+}
 
 
 @pytest.fixture(scope="module")
 def toolchain() -> Toolchain:
     """The real one; where a part is missing the test fails with the command that installs it."""
     return find_toolchain(nvcc=None, cache=CACHE)
+
+
+def _with_rotate(model: ModelSpec) -> ModelSpec:
+    """The model, with the kernel that rotates and pools in one pass."""
+    return msgspec.structs.replace(model, selection=msgspec.structs.replace(model.selection, fused_rope=True))
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +62,8 @@ def bundle(toolchain, tmp_path_factory) -> Path:
 def kernels(toolchain, bundle) -> tuple[KernelEntry, ...]:
     """Entries of the built bundle."""
     models = [
-        load_model_config(MODELS / "qwen3-8b.json", block_sizes=((128, 128),)),
-        load_model_config(MODELS / "smollm2-135m-instruct.json", block_sizes=((64, 64),)),
+        _with_rotate(load_model_config(MODELS / "qwen3-8b.json", block_sizes=((128, 128),))),
+        _with_rotate(load_model_config(MODELS / "smollm2-135m-instruct.json", block_sizes=((64, 64),))),
     ]
     manifest = build(
         models,
@@ -114,12 +126,12 @@ def test_library_needs_only_the_c_and_cxx_runtimes(kernels, bundle):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_every_supported_combination_compiles(make_model, toolchain, tmp_path, head_dim, dtype):
+def test_every_block_size_compiles_for_fp16_too(make_model, toolchain, tmp_path, head_dim):
+    """bf16 is test_kernel_table's."""
     model = make_model(
         head_dim=head_dim,
-        dtype=dtype,
+        dtype="fp16",
         rope=RopeSpec(rotary_dim=head_dim),
         block_sizes=((128, 128), (128, 64), (64, 64)),
     )
@@ -132,7 +144,7 @@ def test_every_supported_combination_compiles(make_model, toolchain, tmp_path, h
         jobs=default_jobs(),
         report=lambda event: None,
     )
-    assert len(manifest.kernels) == 6  # two pools, one select, three attends; each passed its gates
+    assert len(manifest.kernels) == 5  # one pool, one select, three attends; each passed its gates
 
 
 @pytest.fixture
@@ -145,6 +157,19 @@ def compile_one(toolchain, tmp_path):
         return compiler.compile_all([source], jobs=1, report=lambda event: None)[0]
 
     return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head_dim", [96, 192, 256])
+def test_pool_and_rotate_compile_for_partial_interleaved_fp16(compile_one, head_dim):
+    """bf16 with whole, half-split rotation is test_kernel_table's."""
+    rope = RopeSpec(rotary_dim=head_dim // 2, interleaved=True)
+    split = bands(rope, head_dim, SelectionSpec(), block_size=128)
+    fields = {"dtype": "fp16", "head_dim": head_dim, "high_dims": split.high_dims, "low_dims": split.low_dims}
+    pool = kernel_spec("pool", "sm90", PoolProblem(**fields))
+    turn = RotateProblem(**fields, rotary_dim=rope.rotary_dim, interleaved=True)
+    for spec in (pool, kernel_spec("rotate", "sm90", turn)):
+        assert compile_one(spec, template_root()).figures.registers > 0
 
 
 def test_target_without_its_feature_suffix_is_refused(compile_one, monkeypatch):

@@ -82,13 +82,13 @@ def test_grad_leaves_pass_under_no_grad(attention: PrismAttention) -> None:
 
 def test_wrong_device() -> None:
     """Tensors that are not where the kernels were resolved; "meta" stands for any other device."""
-    rules = TensorRules(9, 3, 64, (torch.bfloat16,), torch.device("meta"))
+    rules = TensorRules(9, 3, 64, 1, (torch.bfloat16,), torch.device("meta"))
     with pytest.raises(DeviceError, match=r"q is on cpu, this PrismAttention was resolved for meta[\s\S]*move q"):
         check_qkv(zeros(), zeros(heads=3), zeros(heads=3), rules, (64, 64))
 
 
 def test_the_cuda_dtype_is_the_models_alone() -> None:
-    rules = TensorRules(9, 3, 64, (torch.bfloat16,), None)
+    rules = TensorRules(9, 3, 64, 1, (torch.bfloat16,), None)
     half = [zeros(heads=h, dtype=torch.float16) for h in (9, 3, 3)]
     with pytest.raises(TensorError, match=r"q is torch\.float16[\s\S]*available: torch\.bfloat16\n"):
         check_qkv(*half, rules, (64, 64))
@@ -101,7 +101,7 @@ def test_bad_threshold(model: ModelSpec, band: str, bad: float) -> None:
     per_head[4] = bad
     with pytest.raises(TensorError, match=rf"{band} is .*\n.*\(0, 1\]"):
         PrismAttention(None, model, backend="reference", **{band: bad})
-    with pytest.raises(TensorError, match=rf"{band} is .* for head 4"):
+    with pytest.raises(TensorError, match=rf"{band} is .* for list 4"):
         PrismAttention(None, model, backend="reference", **{band: per_head})
 
 
@@ -112,11 +112,11 @@ def test_threshold_that_is_no_number(attention: PrismAttention, bad: Any) -> Non
 
 
 def test_threshold_lengths(attention: PrismAttention) -> None:
-    with pytest.raises(TensorError, match=r"high_threshold has 4 values[\s\S]*one per q head \(9\)"):
+    with pytest.raises(TensorError, match=r"high_threshold has 4 values[\s\S]*one per list of blocks \(9\)"):
         attention.make_thresholds([0.9] * 4, 0.9)
     with pytest.raises(TensorError, match="high_threshold has 9 values, low_threshold 3"):
         attention.make_thresholds([0.9] * 9, [0.9] * 3)
-    with pytest.raises(TensorError, match=r"thresholds for 3 heads, q has 9"):
+    with pytest.raises(TensorError, match=r"thresholds for 3 lists of blocks, this call has 9"):
         attention(zeros(), zeros(heads=3), zeros(heads=3), thresholds=attention.make_thresholds([0.9] * 3, 0.9))
 
 

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from prism_gen.model import ModelSpec
 from prism_gen.runtime import PrismAttention, cuda, reference
-from prism_gen.runtime.backend import Pooled
 from prism_gen.runtime.cuda import CudaBackend, Workspace
 from prism_gen.runtime.grid import BlockGrid
+from prism_gen.runtime.pooled_keys import PooledKeys
+from prism_gen.runtime.reference_pool import pool, pool_chunk
 from prism_gen.runtime.rules import SelectRules
 from prism_gen.runtime.selection import Selection
 from prism_gen.specialize import block_pair_bands
@@ -37,15 +38,20 @@ class Library:
 
 
 def libraries(model: ModelSpec, grid: BlockGrid) -> dict[str, Any]:
-    """pools, select and attend whose exports write into the tensors they are given."""
+    """pool, select and attend whose exports write into the tensors they are given."""
     bands = block_pair_bands(model, (grid.block_size_q, grid.block_size_k))
 
-    def make_pool(block_size: int) -> Library:
-        def pool(x: Tensor, mean: Tensor, energy: Tensor) -> None:
-            for target, value in zip((mean, energy), reference.pool(x, block_size, bands), strict=True):
-                target.copy_(value)
-
-        return Library(pool=pool)
+    def launch_pool(*arguments: Any) -> None:
+        q, k, q_mean, q_energy, k_mean, k_energy, bq, bk, start, tail_in, tail_out = arguments
+        for target, value in zip((q_mean, q_energy), pool(q, bq, bands), strict=True):
+            target.copy_(value)
+        if k.shape[1] == 0:
+            return
+        chunk = pool_chunk(k, bk, bands, start=start, tail=tail_in)
+        touched = slice(start // bk, -(-(start + k.shape[1]) // bk))
+        k_mean[:, :, touched], k_energy[:, :, touched] = chunk.mean, chunk.energy
+        if tail_out is not None:
+            tail_out.copy_(chunk.tail)
 
     def select(*arguments: Any) -> None:
         *pooled, thresholds, bq, bk, seqlen_q, seqlen_k = arguments[:9]
@@ -70,7 +76,7 @@ def libraries(model: ModelSpec, grid: BlockGrid) -> dict[str, Any]:
             lse.copy_(exact_lse)
 
     return {
-        "pools": {size: make_pool(size) for size in (grid.block_size_q, grid.block_size_k)},
+        "pool": Library(pool=launch_pool),
         "select": Library(select=select, scratch_floats=lambda *sizes: 11),
         "attend": Library(attend=attend),
     }
@@ -84,21 +90,37 @@ def no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_stream")
-@pytest.mark.parametrize("force", [(True, True), (True, False), (False, True)], ids=str)
+@pytest.mark.parametrize(
+    "rules",
+    [
+        SelectRules(),
+        SelectRules(force_recent=False),
+        SelectRules(force_sink=False),
+        SelectRules(share="group", calibration="prefix"),
+    ],
+    ids=["paper", "no-recent", "no-sink", "group-prefix"],
+)
 @pytest.mark.parametrize("block_size", [(64, 64), (128, 64)], ids=str)
 def test_stages_launch_what_the_reference_means(
-    model: ModelSpec, block_size: tuple[int, int], force: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+    model: ModelSpec, block_size: tuple[int, int], rules: SelectRules, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cuda, "WORKSPACE", Workspace())
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, n, h, 64).bfloat16() for n, h in ((200, 9), (300, 3), (300, 3)))
     grid = BlockGrid(200, 300, *block_size)
-    backend = CudaBackend(**libraries(model, grid), rules=SelectRules(*force))
-    exact = reference_stages(model, q, k, grid, force)
-    (q_mean, q_energy), (k_mean, k_energy) = backend.pool(q, block_size[0]), backend.pool(k, block_size[1])
-    pooled = Pooled(q_mean, k_mean, q_energy, k_energy, grid)
-    thresholds = torch.full((9, 2), 0.5)
+    backend = CudaBackend(**libraries(model, grid), rules=rules)
+    exact = reference_stages(model, q, k, grid, rules)
+    pooled = backend.pool(q, k, grid)
+    cache = PooledKeys(
+        batch=2, num_kv_heads=3, head_dim=64, max_tokens=512, block_size=block_size[1], device=torch.device("cpu")
+    )
+    for seqlen_k in (230, 290, 300, 300):
+        chunked = backend.pool(q, k[:, :seqlen_k], BlockGrid(200, seqlen_k, *block_size), cache)
+    assert all(a.equal(b) for a, b in zip(chunked[:4], pooled[:4], strict=True))
+    num_lists = rules.num_lists(9, 3)
+    thresholds = torch.full((num_lists, 2), 0.5)
     selection = backend.select(pooled, thresholds, with_probs=True)
+    assert selection.block_indices.shape == (2, num_lists, grid.num_q_blocks, grid.num_k_blocks)
     assert selection.block_counts.equal(exact.block_counts)
     assert selection.block_mask().equal(exact.block_mask())
     assert selection.probs.equal(exact.probs)
@@ -110,20 +132,20 @@ def test_stages_launch_what_the_reference_means(
     assert backend.attend(q, k, v, selection, softmax_scale=0.2, return_lse=False)[1] is None
 
 
-def reference_stages(model: ModelSpec, q: Tensor, k: Tensor, grid: BlockGrid, force: tuple[bool, bool]) -> Selection:
+def reference_stages(model: ModelSpec, q: Tensor, k: Tensor, grid: BlockGrid, rules: SelectRules) -> Selection:
     bands = block_pair_bands(model, (grid.block_size_q, grid.block_size_k))
     (q_mean, q_energy), (k_mean, k_energy) = (
-        reference.pool(x, size, bands) for x, size in ((q, grid.block_size_q), (k, grid.block_size_k))
+        pool(x, size, bands) for x, size in ((q, grid.block_size_q), (k, grid.block_size_k))
     )
     return reference.select(
         q_mean,
         k_mean,
         q_energy,
         k_energy,
-        torch.full((9, 2), 0.5),
+        torch.full((rules.num_lists(9, 3), 2), 0.5),
         bands=bands,
         grid=grid,
-        rules=SelectRules(*force),
+        rules=rules,
     )
 
 
@@ -152,7 +174,7 @@ def test_a_capture_shares_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, no
 def test_construction_resolves_each_stage_and_binds_it(
     make_bundle: Callable[..., Path], model: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With one device of the right capability; libraries are opened in the order pool, pool, select, attend."""
+    """With one device of the right capability; libraries are opened in the order pool, select, attend."""
     from prism_gen.runtime.load import Bundle
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -170,6 +192,6 @@ def test_construction_resolves_each_stage_and_binds_it(
 
     monkeypatch.setattr(Bundle, "module", module)
     attention = PrismAttention(make_bundle(), "smollm2", 5, block_size=(128, 64))
-    assert opened == ["bf16-d64-b128-h32-l48", "bf16-d64-b64-h32-l48", "d64-h32-l48", "bf16-d64-b128x64"]
+    assert opened == ["bf16-d64-h32-l48", "d64-h32-l48", "bf16-d64-b128x64"]
     assert (attention.backend.name, attention.device) == ("cuda", torch.device("cuda", 0))
-    assert [r.entry.spec.family for r in attention.resolutions] == ["pool", "pool", "select", "attend"]
+    assert [r.entry.spec.family for r in attention.resolutions] == ["pool", "select", "attend"]

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tools.check import arguments, graph, numerics, selection
+from prism_gen.runtime.reference_rotate import rotate
+from tools.check import arguments, graph, numerics, pooling, rotation, selection
 from tools.check.cases import Case
 from tools.check.kernels import Kernel, of_family, reference_kernels
 from tools.check.report import Report
@@ -19,7 +20,8 @@ from tools.check.select_cases import SelectCase
 
 CPU = torch.device("cpu")
 KERNELS = reference_kernels()
-POOL = next(kernel for kernel in KERNELS if kernel.name.startswith("pool-bf16-d64-b128"))
+POOL = next(kernel for kernel in KERNELS if kernel.name.startswith("pool-bf16-d64"))
+ROTATE = of_family(KERNELS, "rotate")[0]
 SELECT = of_family(KERNELS, "select")[0]
 ATTEND = next(kernel for kernel in KERNELS if kernel.name == "attend-bf16-d64-b128x64")
 ATTEND_CASE = Case(200, 333, batch=2, mask="scattered")
@@ -116,23 +118,49 @@ def test_reading_behind_the_last_key_is_caught() -> None:
     assert any("error inf" in text for text in found.problems), found.problems
 
 
-def pool_tail_by_block_size(x: Tensor, mean: Tensor, _energy: Tensor) -> None:
-    mean[:, :, -1] *= (x.shape[1] % 128) / 128
+def pool_tail_by_block_size(q: Tensor, _k: Tensor, q_mean: Tensor, *_: Any) -> None:
+    q_mean[:, :, -1] *= (q.shape[1] % 128) / 128
+
+
+def pool_in_another_order(q: Tensor, k: Tensor, q_mean: Tensor, *_: Any) -> None:
+    q_mean.copy_(torch.stack([block.float().mean(1) for block in q.split(128, dim=1)], dim=2))
 
 
 POOL_DEFECTS: dict[str, tuple[Defect, str]] = {
-    "tail-by-block-size": (pool_tail_by_block_size, "mean is off"),
-    "bands-swapped": (lambda _x, _m, energy: energy.copy_(energy[..., [1, 0, 2]].clone()), "energy is off"),
-    "energy-past-the-end": (lambda _x, _m, energy: write_past_the_end(energy), "wrote outside energy"),
-    "mean-before-the-start": (lambda _x, mean, _e: write_before_the_start(mean), "wrote outside mean"),
-    "unwritten": (lambda _x, mean, _e: mean[..., -1].fill_(float("nan")), "mean is off"),
+    "tail-by-block-size": (pool_tail_by_block_size, "q_mean is off"),
+    "another-order": (pool_in_another_order, "q_mean has other bits"),
+    "bands-swapped": (lambda *a: a[5].copy_(a[5][..., [1, 0, 2]].clone()), "k_energy is off"),
+    "energy-past-the-end": (lambda *a: write_past_the_end(a[3]), "wrote outside q_energy"),
+    "mean-before-the-start": (lambda *a: write_before_the_start(a[4]), "wrote outside k_mean"),
+    "unwritten": (lambda *a: a[4][..., -1].fill_(float("nan")), "k_mean is off"),
 }
 
 
 @pytest.mark.parametrize("name", POOL_DEFECTS)
 def test_a_wrong_pool_is_caught(name: str) -> None:
     defect, problem = POOL_DEFECTS[name]
-    found = numerics.check_pool(broken(POOL, defect), Case(300, 300), CPU)
+    found = pooling.check_pool(broken(POOL, defect), Case(300, 300), CPU)
+    assert any(problem in text for text in found.problems), found.problems
+
+
+def restart_at_each_chunk(*given: Any) -> None:
+    k, k_mean, start = given[1], given[4], given[8]
+    POOL.launch(*given[:8], start // 128 * 128, None, None)
+    if start % 128:
+        k_mean[:, :, start // 128] += float(k[0, 0, 0, 0])
+
+
+CHUNK_DEFECTS: dict[str, tuple[Defect, str]] = {
+    "forgets-the-tail": (restart_at_each_chunk, "mean differs from one launch"),
+    "past-the-last-block": (lambda *a: a[4][:, :, -1].fill_(0.0), "mean was written past the last block"),
+    "tail-past-the-end": (lambda *a: a[10] is not None and write_past_the_end(a[10]), "wrote outside a tail"),
+}
+
+
+@pytest.mark.parametrize("name", CHUNK_DEFECTS)
+def test_a_wrong_append_is_caught(name: str) -> None:
+    defect, problem = CHUNK_DEFECTS[name]
+    found = pooling.check_chunks(broken(POOL, defect), Case(300, 300), CPU, block_size=128)
     assert any(problem in text for text in found.problems), found.problems
 
 
@@ -217,11 +245,11 @@ def test_a_pipeline_that_does_not_repeat_is_caught(tmp_path: Path) -> None:
 def test_an_export_that_accepts_wrong_arguments_or_names_none_is_caught(tmp_path: Path) -> None:
     """Stands in for a compiled pool: refuses other dtypes by name, everything else badly."""
 
-    def launch(x: Tensor, mean: Tensor, energy: Tensor) -> None:
-        for name, tensor, dtype in (("x", x, torch.bfloat16), ("mean", mean, torch.float32)):
+    def launch(q: Tensor, k: Tensor, q_mean: Tensor, q_energy: Tensor, *_: Any) -> None:
+        for name, tensor, dtype in (("q", q, torch.bfloat16), ("q_mean", q_mean, torch.float32)):
             if tensor.dtype != dtype:
                 raise TypeError(f"{name} has another dtype")
-        if energy.dim() != 4:
+        if q_energy.dim() != 4:
             raise ValueError("bad shape")
 
     kernel = replace(POOL, launch=launch)
@@ -230,7 +258,36 @@ def test_an_export_that_accepts_wrong_arguments_or_names_none_is_caught(tmp_path
         f"{mistake.argument}-{mistake.label}": arguments.check_mistake(kernel, given, mistake).problems
         for mistake in arguments.MISTAKES["pool"]
     }
-    assert problems["x-dtype"] == problems["mean-dtype"] == []
-    assert problems["energy-dtype"] == ["was accepted"]
-    assert problems["energy-dims"] == ["the error does not name energy: bad shape"]
+    assert problems["q-dtype"] == problems["q_mean-dtype"] == []
+    assert problems["q_energy-dtype"] == ["was accepted"]
+    assert problems["q_energy-dims"] == ["the error does not name q_energy: bad shape"]
     assert not arguments.check_valid(kernel, given).problems
+
+
+def rotated_in_fp32(q: Tensor, _k: Tensor, cos: Tensor, sin: Tensor, q_out: Tensor, *_: Any) -> None:
+    q_out.copy_(rotate(q.float(), cos.float(), sin.float(), interleaved=False))
+
+
+ROTATE_DEFECTS: dict[str, tuple[Defect, str]] = {
+    "rounded-once": (rotated_in_fp32, "q_out has other bits"),
+    "k-past-the-end": (lambda *a: write_past_the_end(a[5]), "wrote outside k_out"),
+    "pools-before-rope": (lambda *a: POOL.launch(a[0], a[1], *a[6:]), "q_mean has other bits"),
+    "forgets-the-tail": (lambda *a: a[-1].zero_(), "tail_out is not"),
+}
+
+
+@pytest.mark.parametrize("name", ROTATE_DEFECTS)
+def test_a_wrong_rotation_is_caught(name: str) -> None:
+    defect, problem = ROTATE_DEFECTS[name]
+    found = rotation.check_rotate(broken(ROTATE, defect), Case(300, 300), CPU, start=100, block_sizes=(128, 64))
+    assert any(problem in text for text in found.problems), found.problems
+
+
+def test_a_rotation_in_place_that_reads_what_it_wrote_is_caught() -> None:
+    def alone(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, q_out: Tensor, k_out: Tensor) -> None:
+        q_out[..., :32] = rotate(q, cos, sin, interleaved=False)[..., :32]
+        q_out[..., 32:] = rotate(q, cos, sin, interleaved=False)[..., 32:]
+        k_out.copy_(rotate(k, cos, sin, interleaved=False))
+
+    found = rotation.check_rotate(replace(ROTATE, alone=alone), Case(70, 70), CPU, start=0, block_sizes=(64, 64))
+    assert any("q rotated in place" in text for text in found.problems), found.problems

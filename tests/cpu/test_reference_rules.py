@@ -16,6 +16,7 @@ from prism_gen.rope import Bands
 from prism_gen.runtime import reference
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.reference_cut import forced_blocks, least_capacity
+from prism_gen.runtime.reference_pool import pool
 from prism_gen.runtime.rules import CutKind, SelectRules
 from prism_gen.runtime.selection import Selection, visible_blocks
 from tests.cpu.small_cases import SHAPES, Shape, tensors
@@ -25,8 +26,8 @@ HEADS = (1, 6, 2)  # batch, q heads, kv heads
 
 
 def select(q: Tensor, k: Tensor, grid: BlockGrid, thresholds: Tensor, rules: SelectRules) -> Selection:
-    q_mean, q_energy = reference.pool(q, grid.block_size_q, BANDS)
-    k_mean, k_energy = reference.pool(k, grid.block_size_k, BANDS)
+    q_mean, q_energy = pool(q, grid.block_size_q, BANDS)
+    k_mean, k_energy = pool(k, grid.block_size_k, BANDS)
     return reference.select(q_mean, k_mean, q_energy, k_energy, thresholds, bands=BANDS, grid=grid, rules=rules)
 
 

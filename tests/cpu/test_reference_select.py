@@ -15,6 +15,7 @@ from torch import Tensor
 from prism_gen.rope import Bands
 from prism_gen.runtime import reference
 from prism_gen.runtime.grid import BlockGrid
+from prism_gen.runtime.reference_pool import band_lists, pool
 from prism_gen.runtime.rules import SelectRules
 from prism_gen.runtime.selection import Selection, diagonal_blocks, visible_blocks
 from tests.cpu.small_cases import HEADS, SHAPES, Heads, Shape, tensors
@@ -87,7 +88,7 @@ def test_grid_matches_the_rows(shape: Shape) -> None:
 @pytest.mark.parametrize("seqlen", [1, 7, 8, 9, 24, 31])
 def test_pool_divides_the_tail_by_its_tokens(seqlen: int) -> None:
     x = torch.randn(2, seqlen, 3, 32, dtype=torch.float64)
-    mean, energy = reference.pool(x, 8, BANDS)
+    mean, energy = pool(x, 8, BANDS)
     exact = naive_pool(x, 8)
     torch.testing.assert_close(mean, exact)
     for z, dims in enumerate([BANDS.high_dims, BANDS.low_dims, range(32)]):
@@ -96,7 +97,7 @@ def test_pool_divides_the_tail_by_its_tokens(seqlen: int) -> None:
 
 def test_pool_computes_16_bit_inputs_in_fp32() -> None:
     x = torch.randn(1, 20, 2, 32).to(torch.bfloat16)
-    mean, _ = reference.pool(x, 8, BANDS)
+    mean, _ = pool(x, 8, BANDS)
     assert mean.dtype == torch.float32
     torch.testing.assert_close(mean.double(), naive_pool(x, 8), rtol=0, atol=1e-6)
 
@@ -106,14 +107,14 @@ def test_pool_computes_16_bit_inputs_in_fp32() -> None:
 def test_probabilities_match_naive(shape: Shape, heads: Heads) -> None:
     q, k, _ = tensors(shape, heads)
     grid = BlockGrid(*shape)
-    q_mean, q_energy = reference.pool(q, grid.block_size_q, BANDS)
-    k_mean, k_energy = reference.pool(k, grid.block_size_k, BANDS)
+    q_mean, q_energy = pool(q, grid.block_size_q, BANDS)
+    k_mean, k_energy = pool(k, grid.block_size_k, BANDS)
     probs = reference.band_probs(q_mean, k_mean, q_energy, k_energy, bands=BANDS, grid=grid)
     naive_q, naive_k = naive_pool(q, shape[2]), naive_pool(k, shape[3])
     for b in range(heads[0]):
         for h in range(heads[1]):
             kv = h // (heads[1] // heads[2])
-            for z, dims in enumerate(reference.band_lists(BANDS)):
+            for z, dims in enumerate(band_lists(BANDS)):
                 tau = naive_tau(naive_q[b, h], naive_k[b, kv], dims)
                 for i in range(grid.num_q_blocks):
                     seen = visible_list(i, *shape)
@@ -186,7 +187,7 @@ def test_all_zero_bands_give_a_uniform_row(which: str) -> None:
     else:
         q[..., list(BANDS.high_dims)] = 0
     grid = BlockGrid(32, 32, 8, 8)
-    (q_mean, q_energy), (k_mean, k_energy) = reference.pool(q, 8, BANDS), reference.pool(k, 8, BANDS)
+    (q_mean, q_energy), (k_mean, k_energy) = pool(q, 8, BANDS), pool(k, 8, BANDS)
     probs = reference.band_probs(q_mean, k_mean, q_energy, k_energy, bands=BANDS, grid=grid)
     assert probs[0, 0, 0, 3].tolist() == [0.25] * 4
     assert bool(probs.isfinite().all())

@@ -25,7 +25,9 @@ def entries(make_bundle: Callable[..., Path]) -> tuple[KernelEntry, ...]:
 def test_every_stage_of_a_layer_resolves_to_its_own_problem(
     entries: tuple[KernelEntry, ...], model: ModelSpec, block_size: tuple[int, int]
 ) -> None:
-    for request in layer_requests(model, "sm90", block_size):
+    requests = layer_requests(model, "sm90", block_size)
+    assert requests.rotate is None
+    for request in requests[:3]:
         resolution = resolve(entries, request, build_command="")
         assert resolution.entry.spec.problem == request.problem
         assert [verdict.entry for verdict in resolution.trace] == list(entries)

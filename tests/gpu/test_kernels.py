@@ -80,6 +80,19 @@ def test_pool_is_the_mean(bundle: Bundle, case: Case) -> None:
         torch.testing.assert_close(getattr(ours, name).double(), getattr(exact, name), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("block_size", BLOCK_SIZES, ids=str)
+def test_chunked_prefill_with_pooled_keys_has_the_bits_of_that_without(
+    bundle: Bundle, block_size: tuple[int, int]
+) -> None:
+    case = Case(1, block_size, (700, 700))
+    attention = case.attention(bundle)
+    q, k, v = case.qkv(attention)
+    cache = attention.pooled_keys(batch=2, max_tokens=1000, like=k)
+    for start, end in ((0, 130), (130, 131), (131, 470), (470, 700)):
+        chunk = (q[:, start:end], k[:, :end], v[:, :end])
+        assert attention(*chunk, pooled_keys=cache).equal(attention(*chunk))
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_selection_of_identical_scores_is_identical(bundle: Bundle, case: Case) -> None:
     attention = case.attention(bundle)

@@ -28,7 +28,7 @@ def test_bundle_holds_what_its_manifest_names(run_build, make_model, tmp_path, t
     bundle = tmp_path / "bundle"
     named = {path for entry in manifest.kernels for path in (entry.file, entry.source, entry.log)}
     assert set(tree(bundle)) == named | {MANIFEST_NAME, ".lock"}
-    assert len(manifest.kernels) == 5
+    assert len(manifest.kernels) == 4
     assert read_manifest(bundle) == manifest
     assert manifest.generator == __version__
     for entry in manifest.kernels:
@@ -54,7 +54,7 @@ def test_second_bundle_takes_kernels_from_the_cache(run_build, make_model, fake)
 def test_kernel_of_two_models_is_compiled_and_listed_once(run_build, make_model, fake):
     manifest = run_build(make_model(), make_model(name="other", num_q_heads=32, block_sizes=PAIRS))
     assert [model.name for model in manifest.models] == ["tiny", "other"]
-    assert len({entry.key for entry in manifest.kernels}) == len(manifest.kernels) == 5
+    assert len({entry.key for entry in manifest.kernels}) == len(manifest.kernels) == 4
     assert set(fake.calls().values()) == {1}
 
 
@@ -62,8 +62,8 @@ def test_kernel_of_two_models_is_compiled_and_listed_once(run_build, make_model,
     ("changed", "rebuilt"),
     [
         ("attend/attend.cu.jinja", {"attend": 2}),
-        ("pool/kernel.h", {"pool": 2}),
-        ("shared/common.h", {"pool": 2, "select": 1, "attend": 2}),
+        ("pool/kernel.h", {"pool": 1}),
+        ("shared/common.h", {"pool": 1, "select": 1, "attend": 2}),
     ],
 )
 def test_changed_file_rebuilds_exactly_what_includes_it(run_build, make_model, fake, templates, changed, rebuilt):

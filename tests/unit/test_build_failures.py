@@ -142,7 +142,7 @@ def test_build_that_is_stopped_starts_no_compiler_for_those_that_wait(fake, temp
 
 def test_unknown_constant_lists_those_that_exist(run_build, make_model, templates):
     (templates / "pool" / "pool.cu.jinja").write_text("{{ warp_tiles }}")
-    with pytest.raises(RenderError, match=r"(?s)warp_tiles.*available: .*block_size.*families/pool\.py"):
+    with pytest.raises(RenderError, match=r"(?s)warp_tiles.*available: .*head_dim.*families/pool\.py"):
         run_build(make_model())
 
 

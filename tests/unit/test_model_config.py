@@ -194,12 +194,16 @@ def test_prism_object(tmp_path: Path) -> None:
         "high_freq_threshold": 0.9,
         "low_freq_threshold": 1,
         "force_sink": False,
+        "fused_rope": True,
+        "share": "group",
+        "calibration": "prefix",
     }
     selection = load(tmp_path, {"prism": prism}).selection
     assert (selection.bands, selection.high_freq_dim, selection.low_freq_dim) == ("spectrum", 32, None)
     assert selection.block_sizes == ((128, 64), (64, 64))
     assert (selection.high_freq_threshold, selection.low_freq_threshold) == (0.9, 1.0)
-    assert (selection.force_sink, selection.force_recent) == (False, True)
+    assert (selection.force_sink, selection.force_recent, selection.fused_rope) == (False, True, True)
+    assert (selection.share, selection.calibration) == ("group", "prefix")
 
 
 def test_block_sizes_argument_wins(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def _variants(spec: KernelSpec) -> list[KernelSpec]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_key_changes_with_every_field(make_model, family):
-    spec = next(spec for spec in specialize(make_model(), ["sm90"]) if spec.family == family)
+    spec = next(spec for spec in specialize(make_model(fused_rope=True), ["sm90"]) if spec.family == family)
     variants = _variants(spec)
     assert len({spec.key, *(variant.key for variant in variants)}) == len(variants) + 1
 
@@ -49,7 +49,7 @@ def test_canonical_json_is_sorted_and_dense(make_model):
 
 
 def test_spec_survives_json(make_model):
-    for spec in specialize(make_model(block_sizes=((128, 64), (64, 64))), ["sm90"]):
+    for spec in specialize(make_model(block_sizes=((128, 64), (64, 64)), fused_rope=True), ["sm90"]):
         assert decode_spec(json.loads(spec.to_json())) == spec
 
 
@@ -72,7 +72,7 @@ def test_damaged_spec_names_the_field(make_model, damage, words):
 
 def test_unknown_family_lists_the_known(make_model):
     obj = json.loads(specialize(make_model(), ["sm90"])[0].to_json())
-    with pytest.raises(UnsupportedError, match="pool, select, attend"):
+    with pytest.raises(UnsupportedError, match="pool, rotate, select, attend"):
         decode_spec({**obj, "family": "fine"})
 
 

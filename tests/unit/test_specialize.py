@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -10,8 +11,8 @@ import pytest
 from prism_gen.arch import ARCHS
 from prism_gen.errors import UnsupportedError
 from prism_gen.families import context
-from prism_gen.model import RopeSpec
-from prism_gen.schedules import ROWS
+from prism_gen.model import RopeSpec, SelectionSpec
+from prism_gen.schedules import ROWS, kernel_spec
 from prism_gen.specialize import specialize
 
 BLOCK_SIZES = ((128, 128), (128, 64), (64, 64))
@@ -21,10 +22,9 @@ def _labels(specs) -> list[str]:
     return [f"{spec.family} {spec.problem.label()}" for spec in specs]
 
 
-def test_pools_follow_block_sizes_and_one_select_serves_them(make_model):
+def test_one_pool_and_one_select_serve_every_block_size(make_model):
     assert _labels(specialize(make_model(block_sizes=BLOCK_SIZES), ["sm90"])) == [
-        "pool bf16-d128-b128-h64-l96",
-        "pool bf16-d128-b64-h64-l96",
+        "pool bf16-d128-h64-l96",
         "select d128-h64-l96",
         "attend bf16-d128-b128x128",
         "attend bf16-d128-b128x64",
@@ -32,12 +32,36 @@ def test_pools_follow_block_sizes_and_one_select_serves_them(make_model):
     ]
 
 
-def test_a_row_is_used_by_some_supported_model(make_model):
-    used = set()
-    for dtype, head_dim in itertools.product(("bf16", "fp16"), (64, 128)):
-        model = make_model(dtype=dtype, head_dim=head_dim, rope=RopeSpec(rotary_dim=head_dim), block_sizes=BLOCK_SIZES)
-        used |= {(spec.family, spec.schedule) for spec in specialize(model, list(ARCHS))}
-    assert used == {(row.family, row.schedule) for row in ROWS}
+def test_shared_lists_change_attend_alone(make_model):
+    """select takes the sharing at run time; attend packs the heads of a group. 8 q heads on 2 KV heads."""
+    selection = SelectionSpec(block_sizes=((128, 64), (32, 64)), share="group")
+    assert _labels(specialize(make_model(selection=selection), ["sm90"])) == [
+        "pool bf16-d128-h64-l96",
+        "select d128-h64-l96",
+        "attend bf16-d128-b128x64-g4",
+        "attend bf16-d128-b32x64-g4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rope", "label"),
+    [
+        (RopeSpec(rotary_dim=128), "rotate bf16-d128-r128-half-h64-l96"),
+        (RopeSpec(rotary_dim=64, interleaved=True), "rotate bf16-d128-r64-pairs-h64-l96"),
+    ],
+    ids=["half-split", "partial interleaved"],
+)
+def test_a_fused_rotation_is_built_where_it_is_asked_for(make_model, rope, label):
+    labels = _labels(specialize(make_model(block_sizes=BLOCK_SIZES, rope=rope, fused_rope=True), ["sm90"]))
+    assert labels.count(label) == 1
+    assert not any("rotate" in label for label in _labels(specialize(make_model(rope=rope), ["sm90"])))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.family}-{row.schedule}")
+def test_a_row_is_not_hidden_by_one_before_it(row):
+    for values in itertools.product(*row.facts.values()):
+        problem = SimpleNamespace(**dict(zip(row.facts, values, strict=True)))
+        assert kernel_spec(row.family, row.arch, problem).schedule == row.schedule
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
@@ -59,7 +83,7 @@ def test_too_many_stages_are_refused_with_the_limit(make_model):
     ("fields", "archs", "words"),
     [
         ({"head_dim": 80, "rope": RopeSpec(rotary_dim=80)}, ["sm90"], r"(?s)d80.*head_dim 64.*schedules\.py"),
-        ({"block_sizes": ((128, 256),)}, ["sm90"], r"(?s)b256.*block_size 128"),
+        ({"block_sizes": ((128, 256),)}, ["sm90"], r"(?s)b128x256.*block_size_k 128"),
         ({"block_sizes": ((64, 128),)}, ["sm90"], r"(?s)b64x128.*block_size_q 64, block_size_k 64"),
         ({"dtype": "fp8"}, ["sm90"], r"(?s)'fp8'.*bf16, fp16"),
         ({}, ["sm80"], r"(?s)'sm80'.*sm90"),

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.masks import compact
+from prism_gen.runtime.reference_pool import granules_per_block
 from tools.check.cases import Case
 from tools.check.kernels import Kernel, bands_of
 from tools.check.report import Findings, Group, Report
+from tools.check.rotation import rope_tables
 from tools.check.select_cases import SelectCase
 from tools.check.selection import band_energy
 
@@ -59,15 +61,17 @@ def _token_mistakes(name: str) -> tuple[Mistake, ...]:
         *_tensor_mistakes(name),
         Mistake(name, "misaligned", _misaligned),
         Mistake(name, "last-dim-strided", _transposed_last),
+        Mistake(name, "expanded", lambda x: x[:, :1].expand(x.shape), says=name),
         Mistake(name, "odd-stride", lambda x: torch.nn.functional.pad(x, (0, 1))[..., :-1]),
     )
 
 
 def _attend_arguments(kernel: Kernel, device: torch.device) -> dict[str, Any]:
     problem = kernel.problem
-    q, k, v = TOKENS.qkv(problem.head_dim, kernel.dtype, device)
-    grid = TOKENS.grid(problem.block_size_q, problem.block_size_k)
-    indices, counts = compact(TOKENS.block_mask(grid, device))
+    case = TOKENS.shared_by(problem.heads_per_list)
+    q, k, v = case.qkv(problem.head_dim, kernel.dtype, device)
+    grid = case.grid(problem.block_size_q, problem.block_size_k)
+    indices, counts = compact(case.block_mask(grid, device, problem.heads_per_list))
     return {
         "q": q,
         "k": k,
@@ -82,11 +86,37 @@ def _attend_arguments(kernel: Kernel, device: torch.device) -> dict[str, Any]:
 
 
 def _pool_arguments(kernel: Kernel, device: torch.device) -> dict[str, Any]:
-    problem = kernel.problem
-    x = TOKENS.qkv(problem.head_dim, kernel.dtype, device)[1]
-    blocks = -(-x.shape[1] // problem.block_size)
-    mean = torch.empty(1, x.shape[2], blocks, problem.head_dim, device=device)
-    return {"x": x, "mean": mean, "energy": torch.empty(1, x.shape[2], blocks, 3, device=device)}
+    head_dim, sizes, start = kernel.problem.head_dim, (128, 64), 100
+    q, k, _ = TOKENS.qkv(head_dim, kernel.dtype, device)
+    q_rows = (1, q.shape[2], -(-q.shape[1] // sizes[0]))
+    k_rows = (1, k.shape[2], -(-(start + k.shape[1]) // sizes[1]))
+    tail = (*k_rows[:2], granules_per_block(sizes[1]), head_dim)
+    return {
+        "q": q,
+        "k": k,
+        "q_mean": torch.empty(*q_rows, head_dim, device=device),
+        "q_energy": torch.empty(*q_rows, 3, device=device),
+        "k_mean": torch.empty(*k_rows, head_dim, device=device),
+        "k_energy": torch.empty(*k_rows, 3, device=device),
+        "block_size_q": sizes[0],
+        "block_size_k": sizes[1],
+        "k_start": start,
+        "tail_in": torch.zeros(tail, device=device),
+        "tail_out": torch.empty(tail, device=device),
+    }
+
+
+def _rotate_arguments(kernel: Kernel, device: torch.device) -> dict[str, Any]:
+    pooled = _pool_arguments(kernel, device)
+    q, k = pooled.pop("q"), pooled.pop("k")
+    q = torch.cat([q, q], 1)[:, : k.shape[1]].contiguous()
+    blocks = -(-q.shape[1] // pooled["block_size_q"])
+    pooled["q_mean"], pooled["q_energy"] = (
+        torch.empty(1, q.shape[2], blocks, width, device=device) for width in (q.shape[3], 3)
+    )
+    cos, sin = (table.contiguous() for table in rope_tables(kernel, k.shape[1], pooled["k_start"], device))
+    outs = {"q_out": torch.empty_like(q), "k_out": torch.empty_like(k)}
+    return {"q": q, "k": k, "cos": cos, "sin": sin, **outs, **pooled}
 
 
 def _select_arguments(kernel: Kernel, device: torch.device) -> dict[str, Any]:
@@ -117,23 +147,43 @@ def _select_arguments(kernel: Kernel, device: torch.device) -> dict[str, Any]:
     }
 
 
-ARGUMENTS = {"attend": _attend_arguments, "pool": _pool_arguments, "select": _select_arguments}
+ARGUMENTS = {
+    "attend": _attend_arguments,
+    "pool": _pool_arguments,
+    "rotate": _rotate_arguments,
+    "select": _select_arguments,
+}
 MISTAKES: dict[str, tuple[Mistake, ...]] = {
     "attend": (
         *(mistake for name in ("q", "k", "v", "out") for mistake in _token_mistakes(name)),
         *(mistake for name in ("lse", "block_counts", "tile_counter") for mistake in _tensor_mistakes(name)),
+        Mistake("lse", "strided", lambda lse: lse.transpose(1, 2).contiguous().transpose(1, 2)),
         *(m for m in _tensor_mistakes("block_indices") if m.label != "too-long"),  # any capacity of the lists is right
         Mistake("q", "longer-than-k", lambda q: torch.cat([q, q], 1), says="seqlen_q"),
-        Mistake("q", "heads", lambda q: q[:, :, :3].contiguous(), says="num_q_heads"),
+        Mistake("q", "heads", lambda q: q[:, :, :-1].contiguous(), says="num_q_heads"),
         Mistake("v", "shorter-than-k", lambda v: v[:, 1:]),
         Mistake("out", "other-heads", lambda out: out[:, :, 1:]),
         Mistake("block_counts", "other-rows", lambda counts: counts[..., :-1].contiguous()),
         Mistake("softmax_scale", "nan", lambda _: float("nan")),
     ),
     "pool": (
-        *_token_mistakes("x"),
-        *(mistake for name in ("mean", "energy") for mistake in _tensor_mistakes(name)),
-        Mistake("mean", "other-blocks", lambda mean: mean[:, :, 1:].contiguous()),
+        *(mistake for name in ("q", "k") for mistake in _token_mistakes(name)),
+        *(m for name in ("q_mean", "q_energy", "k_mean", "k_energy", "tail_in") for m in _tensor_mistakes(name)),
+        Mistake("q_mean", "too-few-blocks", lambda mean: mean[:, :, 1:].contiguous()),
+        Mistake("k_mean", "too-few-blocks", lambda mean: mean[:, :, 1:].contiguous()),
+        Mistake("k", "other-batch", lambda k: torch.cat([k, k]), says="k"),
+        Mistake("tail_in", "none", lambda _: None),
+        Mistake("tail_in", "other-heads", lambda tail: tail[:, 1:].contiguous()),
+        Mistake("block_size_q", "odd", lambda _: 48),
+        Mistake("k_start", "negative", lambda _: -1, says="from -1"),
+    ),
+    "rotate": (
+        *(mistake for name in ("q", "k", "q_out", "k_out") for mistake in _token_mistakes(name)),
+        *(mistake for name in ("cos", "sin", "k_mean") for mistake in _tensor_mistakes(name)),
+        Mistake("q", "fewer-tokens", lambda q: q[:, 1:], says="k.shape[1]"),
+        Mistake("cos", "odd-stride", lambda cos: torch.nn.functional.pad(cos, (0, 1))[..., :-1]),
+        Mistake("sin", "other-layout", lambda sin: torch.nn.functional.pad(sin, (0, 8))[..., :-8]),
+        Mistake("tail_in", "none", lambda _: None),
     ),
     "select": (
         *(

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from benchmarks.timing import captured
 from prism_gen.runtime.grid import BlockGrid
-from prism_gen.runtime.rules import PAPER_RULES
+from prism_gen.runtime.rules import SelectRules
 from tools.check.kernels import Kernel, of_family
+from tools.check.pooling import find_pool
 from tools.check.report import Findings, Group, Report
-from tools.check.selection import pool_pair
 
 SEQLEN_TOKENS = 3000  # 24 ragged blocks of 128: more tiles than one wave of a small head count, still milliseconds
 QUICK_SEQLEN_TOKENS = 300
@@ -29,12 +29,13 @@ THRESHOLD = 0.8
 
 @dataclass(frozen=True)
 class Pipeline:
-    """pool, pool, select, attend on fixed inputs into fixed outputs; run() launches all four."""
+    """pool, select, attend on fixed inputs into fixed outputs; run() launches all three. rules: what select is told."""
 
-    pools: tuple[Kernel, Kernel]
+    pool: Kernel
     select: Kernel
     attend: Kernel
     grid: BlockGrid
+    rules: SelectRules
     q: Tensor
     k: Tensor
     v: Tensor
@@ -45,13 +46,11 @@ class Pipeline:
         """What must be bitwise the same on every run; the lists' unused places keep their poison."""
         return [self.buffers[name] for name in ("out", "lse", "block_indices", "block_counts")]
 
-    def pool_q(self) -> None:
-        """Launches pool on q."""
-        self.pools[0].launch(self.q, self.buffers["q_mean"], self.buffers["q_energy"])
-
-    def pool_k(self) -> None:
-        """Launches pool on k."""
-        self.pools[1].launch(self.k, self.buffers["k_mean"], self.buffers["k_energy"])
+    def run_pool(self) -> None:
+        """Launches pool on q and k."""
+        b, sizes = self.buffers, (self.grid.block_size_q, self.grid.block_size_k)
+        outputs = (b["q_mean"], b["q_energy"], b["k_mean"], b["k_energy"])
+        self.pool.launch(self.q, self.k, *outputs, *sizes, 0, None, None)
 
     def run_select(self, probs: Tensor | None = None) -> None:
         """Launches select on what pool left. probs: where its fixed-point probabilities go, if anywhere."""
@@ -59,17 +58,15 @@ class Pipeline:
         scored = (b["q_mean"], b["k_mean"], b["q_energy"], b["k_energy"], b["thresholds"])
         lengths = (grid.block_size_q, grid.block_size_k, grid.seqlen_q, grid.seqlen_k)
         lists = (b["block_indices"], b["block_counts"])
-        rules = PAPER_RULES.kernel_arguments()
-        self.select.launch(*scored, *lengths, *rules, *lists, None, probs, b.get("scratch"))
+        self.select.launch(*scored, *lengths, *self.rules.kernel_arguments(), *lists, None, probs, b.get("scratch"))
 
     def selection(self) -> None:
-        """Launches pool, pool, select."""
-        self.pool_q()
-        self.pool_k()
+        """Launches pool and select."""
+        self.run_pool()
         self.run_select()
 
     def run(self) -> None:
-        """Launches the four kernels on the current stream: no allocation, no synchronisation."""
+        """Launches the three kernels on the current stream: no allocation, no synchronisation."""
         b = self.buffers
         self.selection()
         scale = self.attend.problem.head_dim**-0.5
@@ -82,13 +79,17 @@ def make_pipeline(
 ) -> Pipeline | None:
     """A pipeline that ends in `attend` on seeded normal inputs, batch 1, heads (q, kv).
 
-    None if the bundle lacks a pool or select for it.
+    Where attend serves lists that a group shares, select makes such lists, and each KV head gets as many q heads as
+    attend packs. None if the bundle lacks a pool or select for it.
     """
     problem = attend.problem
+    rules = SelectRules(share="head" if problem.heads_per_list == 1 else "group")
+    if rules.share == "group":
+        heads = (heads[1] * problem.heads_per_list, heads[1])
     block_sizes = (problem.block_size_q, problem.block_size_k)
     for select in of_family(kernels, "select"):
-        pools = pool_pair(kernels, select, block_sizes, attend.dtype)
-        if pools is None or select.problem.head_dim != problem.head_dim:
+        pool = find_pool(kernels, select, block_sizes, attend.dtype)
+        if pool is None or select.problem.head_dim != problem.head_dim:
             continue
         draw = torch.Generator(device=device).manual_seed(7)
         sizes = ((grid.seqlen_q, heads[0]), (grid.seqlen_k, heads[1]), (grid.seqlen_k, heads[1]))
@@ -96,19 +97,21 @@ def make_pipeline(
             torch.randn(1, seqlen, count, problem.head_dim, generator=draw, device=device).to(attend.dtype)
             for seqlen, count in sizes
         )
-        return Pipeline(pools, select, attend, grid, q, k, v, _buffers(select, grid, q, heads))
+        return Pipeline(pool, select, attend, grid, rules, q, k, v, _buffers(select, grid, q, heads, rules))
     return None
 
 
-def _buffers(select: Kernel, grid: BlockGrid, q: Tensor, heads: tuple[int, int]) -> dict[str, Tensor]:
-    device, head_dim = q.device, q.shape[-1]
-    rows = (1, heads[0], grid.num_q_blocks)
+def _buffers(
+    select: Kernel, grid: BlockGrid, q: Tensor, heads: tuple[int, int], rules: SelectRules
+) -> dict[str, Tensor]:
+    device, head_dim, num_lists = q.device, q.shape[-1], rules.num_lists(*heads)
+    q_rows, rows = (1, heads[0], grid.num_q_blocks), (1, num_lists, grid.num_q_blocks)
     buffers = {
-        "q_mean": torch.empty(*rows, head_dim, device=device),
-        "q_energy": torch.empty(*rows, 3, device=device),
+        "q_mean": torch.empty(*q_rows, head_dim, device=device),
+        "q_energy": torch.empty(*q_rows, 3, device=device),
         "k_mean": torch.empty(1, heads[1], grid.num_k_blocks, head_dim, device=device),
         "k_energy": torch.empty(1, heads[1], grid.num_k_blocks, 3, device=device),
-        "thresholds": torch.full((heads[0], 2), THRESHOLD, device=device),
+        "thresholds": torch.full((num_lists, 2), THRESHOLD, device=device),
         "block_indices": torch.full((*rows, grid.num_k_blocks), -1, dtype=torch.int32, device=device),
         "block_counts": torch.full(rows, -1, dtype=torch.int32, device=device),
         "out": torch.full_like(q, float("nan")),

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from prism_gen import rope
-from prism_gen.families import AttendProblem, PoolProblem, SelectProblem
+from prism_gen.families import AttendProblem, PoolProblem, RotateProblem, SelectProblem
 from prism_gen.model import RopeSpec, SelectionSpec
 from prism_gen.runtime import reference
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.load import load_bundle
+from prism_gen.runtime.reference_pool import pool_chunk
+from prism_gen.runtime.reference_rotate import rotate
 from prism_gen.runtime.rules import SelectRules
 from prism_gen.runtime.selection import Selection
 from prism_gen.schedules import kernel_spec
@@ -28,18 +30,20 @@ TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # The head dims and block sizes the reference stands in for: a small set that still takes every code path of a check.
 REFERENCE_DTYPES = ("bf16", "fp16")
 REFERENCE_HEAD_DIM = 64
-REFERENCE_BLOCKS = ((128, 128), (128, 64), (64, 64))
+REFERENCE_ROPES = ((REFERENCE_HEAD_DIM, False), (REFERENCE_HEAD_DIM // 2, True))  # rotary_dim, interleaved
+REFERENCE_BLOCKS = ((128, 128, 1), (128, 64, 1), (64, 64, 1), (32, 64, 4))  # q tokens, k tokens, heads per list
 
 Launch = Callable[..., object]
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel: its spec (family, problem, schedule), its raw export, and select's scratch_floats."""
+    """One kernel: its spec, its raw export, and what else it exports: select's scratch_floats, rotate's rotate_only."""
 
     spec: KernelSpec
     launch: Launch
     scratch_floats: Callable[..., int] | None = None
+    alone: Launch | None = None
 
     @property
     def name(self) -> str:
@@ -62,8 +66,8 @@ def of_family(kernels: list[Kernel], family: str) -> list[Kernel]:
     return [kernel for kernel in kernels if kernel.spec.family == family]
 
 
-def bands_of(problem: PoolProblem | SelectProblem) -> rope.Bands:
-    """The two bands of a pool or select problem."""
+def bands_of(problem: PoolProblem | RotateProblem | SelectProblem) -> rope.Bands:
+    """The two bands of a pool, rotate or select problem."""
     return rope.Bands(problem.high_dims, problem.low_dims)
 
 
@@ -77,7 +81,8 @@ def bundle_kernels(path: Path) -> list[Kernel]:
     for entry in bundle.manifest.kernels:
         module = bundle.module(entry)
         scratch = module.get_function("scratch_floats") if entry.spec.family == "select" else None
-        kernels.append(Kernel(entry.spec, module.get_function(entry.spec.family), scratch))
+        alone = module.get_function("rotate_only") if entry.spec.family == "rotate" else None
+        kernels.append(Kernel(entry.spec, module.get_function(entry.spec.family), scratch, alone))
     return kernels
 
 
@@ -86,33 +91,94 @@ def reference_kernels() -> list[Kernel]:
     split = rope.bands(RopeSpec(rotary_dim=REFERENCE_HEAD_DIM), REFERENCE_HEAD_DIM, SelectionSpec(), block_size=128)
     high, low = split.high_dims, split.low_dims
     pools = [
-        PoolProblem(dtype=dtype, head_dim=REFERENCE_HEAD_DIM, block_size=size, high_dims=high, low_dims=low)
+        PoolProblem(dtype=dtype, head_dim=REFERENCE_HEAD_DIM, high_dims=high, low_dims=low)
         for dtype in REFERENCE_DTYPES
-        for size in sorted({size for pair in REFERENCE_BLOCKS for size in pair})
+    ]
+    rotates = [
+        RotateProblem(
+            dtype=dtype,
+            head_dim=REFERENCE_HEAD_DIM,
+            rotary_dim=rotary_dim,
+            interleaved=interleaved,
+            high_dims=high,
+            low_dims=low,
+        )
+        for dtype in REFERENCE_DTYPES
+        for rotary_dim, interleaved in REFERENCE_ROPES
     ]
     select = SelectProblem(head_dim=REFERENCE_HEAD_DIM, high_dims=high, low_dims=low)
     attends = [
-        AttendProblem(dtype=dtype, head_dim=REFERENCE_HEAD_DIM, block_size_q=q, block_size_k=k)
+        AttendProblem(
+            dtype=dtype, head_dim=REFERENCE_HEAD_DIM, block_size_q=q, block_size_k=k, heads_per_list=heads_per_list
+        )
         for dtype in REFERENCE_DTYPES
-        for q, k in REFERENCE_BLOCKS
+        for q, k, heads_per_list in REFERENCE_BLOCKS
     ]
     return [
         *(Kernel(kernel_spec("pool", "sm90", p), _ReferencePool(p)) for p in pools),
+        *(_reference_rotate(p) for p in rotates),
         Kernel(kernel_spec("select", "sm90", select), _ReferenceSelect(select), lambda *_: 0),
         *(Kernel(kernel_spec("attend", "sm90", p), _ReferenceAttend(p)) for p in attends),
     ]
 
 
 class _ReferencePool:
-    """reference.pool behind pool's raw signature."""
+    """reference_pool.pool_chunk behind pool's raw signature."""
 
-    def __init__(self, problem: PoolProblem) -> None:
+    def __init__(self, problem: PoolProblem | RotateProblem) -> None:
         self._problem = problem
 
-    def __call__(self, x: Tensor, mean: Tensor, energy: Tensor) -> None:
-        new_mean, new_energy = reference.pool(x, self._problem.block_size, bands_of(self._problem))
-        mean.copy_(new_mean)
-        energy.copy_(new_energy)
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        q_mean: Tensor,
+        q_energy: Tensor,
+        k_mean: Tensor,
+        k_energy: Tensor,
+        block_size_q: int,
+        block_size_k: int,
+        k_start: int,
+        tail_in: Tensor | None,
+        tail_out: Tensor | None,
+    ) -> None:
+        self._pool(q, q_mean, q_energy, block_size_q)
+        self._pool(k, k_mean, k_energy, block_size_k, start=k_start, tail=tail_in, tail_out=tail_out)
+
+    def _pool(
+        self,
+        x: Tensor,
+        mean: Tensor,
+        energy: Tensor,
+        block_size: int,
+        *,
+        start: int = 0,
+        tail: Tensor | None = None,
+        tail_out: Tensor | None = None,
+    ) -> None:
+        if x.shape[1] == 0:
+            return
+        chunk = pool_chunk(x, block_size, bands_of(self._problem), start=start, tail=tail)
+        first, end = start // block_size, start + x.shape[1]
+        mean[:, :, first : first + chunk.mean.shape[2]] = chunk.mean
+        energy[:, :, first : first + chunk.mean.shape[2]] = chunk.energy
+        if tail_out is not None and end % block_size:
+            tail_out.copy_(chunk.tail)
+
+
+def _reference_rotate(problem: RotateProblem) -> Kernel:
+    """reference_rotate.rotate and reference_pool behind rotate's two raw signatures."""
+    pooling = _ReferencePool(problem)
+
+    def alone(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, q_out: Tensor, k_out: Tensor) -> None:
+        for x, out in ((q, q_out), (k, k_out)):
+            out.copy_(rotate(x, cos, sin, interleaved=problem.interleaved))
+
+    def launch(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, q_out: Tensor, k_out: Tensor, *pooled: Any) -> None:
+        alone(q, k, cos, sin, q_out, k_out)
+        pooling(q_out, k_out, *pooled)
+
+    return Kernel(kernel_spec("rotate", "sm90", problem), launch, alone=alone)
 
 
 class _ReferenceSelect:

@@ -1,6 +1,6 @@
-"""Numerics of pool and attend on small shapes against float64: the section `numerics`.
+"""Numerics of attend on small shapes against float64, beside pool's (pooling.py): the section `numerics`.
 
-Owns what a right answer is for these two families. Must not know where kernels come from.
+Owns what a right answer of attend is. Must not know where kernels come from.
 """
 
 from __future__ import annotations
@@ -11,43 +11,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.masks import compact
-from prism_gen.runtime import reference
-from tools.check import oracle
+from tools.check import oracle, pooling, rotation
 from tools.check.buffers import Guarded, guarded, guarded_like
-from tools.check.cases import ATTEND_CASES, QUICK_CASES, RAGGED, Case
-from tools.check.kernels import Kernel, bands_of, of_family
+from tools.check.cases import ATTEND_CASES, QUICK_CASES, Case
+from tools.check.kernels import Kernel, of_family
 from tools.check.report import Findings, Group, Report
 
-# fp32 sums of up to 128 values, whatever their order: 128 * 2^-24 of the largest value at the very worst.
-MEAN_TOLERANCE = 2e-6  # of the largest |x|
-ENERGY_TOLERANCE = 2e-5  # relative: a sum of up to 256 squares
 LSE_TOLERANCE = 1e-4  # absolute, plus the same share of |lse| / 10: fp32 scores, ex2.approx and lg2.approx
 LAUNCHES = 2  # the second must give the same bits
-
-
-def check_pool(kernel: Kernel, case: Case, device: torch.device) -> Findings:
-    """pool of k in the case's layout against float64; guards, poison and repeatability."""
-    found, problem = Findings(), kernel.problem
-    x = case.qkv(problem.head_dim, kernel.dtype, device)[1]
-    exact_mean, exact_energy = reference.pool(x.double(), problem.block_size, bands_of(problem))
-    mean, energy = (guarded(t.shape, torch.float32, device) for t in (exact_mean, exact_energy))
-    first: tuple[Tensor, Tensor] | None = None
-    for _ in range(LAUNCHES):
-        mean.poison()
-        energy.poison()
-        kernel.launch(x, mean.view, energy.view)
-        if first is None:
-            first = mean.view.clone(), energy.view.clone()
-    found.require(first is not None and _same_bits(first, (mean.view, energy.view)), "two launches differ")
-    found.require(mean.intact(), "wrote outside mean")
-    found.require(energy.intact(), "wrote outside energy")
-    scale = float(x.double().abs().max())
-    found.figures["mean_error"] = oracle.max_abs(mean.view - exact_mean) / scale
-    relative = (energy.view - exact_energy) / exact_energy.clamp_min(1e-30)
-    found.figures["energy_error"] = oracle.max_abs(relative)
-    found.require(found.figures["mean_error"] <= MEAN_TOLERANCE, f"mean is off by over {MEAN_TOLERANCE:g} of max|x|")
-    found.require(found.figures["energy_error"] <= ENERGY_TOLERANCE, f"energy is off by over {ENERGY_TOLERANCE:g}")
-    return found
 
 
 def check_attend(kernel: Kernel, case: Case, device: torch.device) -> Findings:
@@ -55,7 +26,7 @@ def check_attend(kernel: Kernel, case: Case, device: torch.device) -> Findings:
     found, problem = Findings(), kernel.problem
     grid = case.grid(problem.block_size_q, problem.block_size_k)
     q, k, v = case.qkv(problem.head_dim, kernel.dtype, device)
-    block_mask = case.block_mask(grid, device)
+    block_mask = case.block_mask(grid, device, problem.heads_per_list)
     indices, counts = compact(block_mask)
     scale = problem.head_dim**-0.5
     out = guarded_like(q, case.layout)
@@ -73,7 +44,7 @@ def check_attend(kernel: Kernel, case: Case, device: torch.device) -> Findings:
     found.require(_same_bits(results[0], results[1]), "two launches differ")
     found.require(out.intact(), "wrote outside out")
     found.require(lse is None or lse.intact(), "wrote outside lse")
-    mask = oracle.token_mask(block_mask, grid)
+    mask = oracle.token_mask(block_mask.repeat_interleave(problem.heads_per_list, 1), grid)
     exact, exact_lse = oracle.attend(q, k, v, mask, scale)
     _judge_out(found, out.view, exact, oracle.torch_attend(q, k, v, mask, scale))
     if lse is not None:
@@ -113,14 +84,12 @@ def _same_bits(first: tuple[Tensor, ...] | list[Tensor], second: tuple[Tensor, .
 
 
 def run(kernels: list[Kernel], report: Report, *, quick: bool) -> None:
-    """Every pool and attend kernel on its cases; one line of progress a kernel."""
-    for kernel in of_family(kernels, "pool"):
-        group = Group(report, kernel.name)
-        for case in QUICK_CASES[:3] if quick else RAGGED:
-            group.case(str(case), partial(check_pool, kernel, case, report.device))
-        group.close()
+    """Every pool, rotate and attend kernel on its cases; one line of progress a kernel."""
+    pooling.run(kernels, report, quick=quick)
+    rotation.run(kernels, report, quick=quick)
     for kernel in of_family(kernels, "attend"):
         group = Group(report, kernel.name)
-        for case in QUICK_CASES if quick else ATTEND_CASES:
+        shared = (case.shared_by(kernel.problem.heads_per_list) for case in (QUICK_CASES if quick else ATTEND_CASES))
+        for case in dict.fromkeys(shared):
             group.case(str(case), partial(check_attend, kernel, case, report.device))
         group.close()

@@ -19,9 +19,11 @@ from torch import Tensor
 
 from tools.check.cases import SANITIZER_CASES
 from tools.check.kernels import Kernel
-from tools.check.numerics import check_attend, check_pool
+from tools.check.numerics import check_attend
 from tools.check.options import SANITIZED, Options
+from tools.check.pooling import check_chunks, check_pool
 from tools.check.report import Findings, Report
+from tools.check.rotation import check_rotate
 from tools.check.select_cases import SANITIZER_SELECT_CASES
 from tools.check.selection import check_select
 
@@ -34,6 +36,8 @@ SUMMARY = re.compile(r"(ERROR SUMMARY|RACECHECK SUMMARY): (\d+)")
 
 def exact_copy(view: Tensor, device: torch.device) -> Tensor:
     """`view` on `device` with the same strides, in an allocation that ends with its last element."""
+    if view.numel() == 0:
+        return view.to(device, copy=True)
     extent = 1 + sum((n - 1) * stride for n, stride in zip(view.shape, view.stride(), strict=True))
     return view.as_strided((extent,), (1,)).to(device, copy=True).as_strided(view.shape, view.stride(), 0)
 
@@ -52,7 +56,7 @@ def offloaded(kernel: Kernel, device: torch.device) -> Kernel:
             if isinstance(original, Tensor) and isinstance(copy, Tensor):
                 original.copy_(copy)
 
-    return replace(kernel, launch=launch)
+    return replace(kernel, launch=launch, alone=None)
 
 
 def run_sanitized(kernels: list[Kernel], report: Report, device: torch.device) -> None:
@@ -65,9 +69,18 @@ def run_sanitized(kernels: list[Kernel], report: Report, device: torch.device) -
             for select_case in SANITIZER_SELECT_CASES:
                 report.case(kernel.name, str(select_case), partial(check_select, kernel, select_case, report.device))
             continue
-        check = check_pool if kernel.spec.family == "pool" else check_attend
         for case in SANITIZER_CASES:
-            report.case(kernel.name, str(case), partial(check, kernel, case, report.device))
+            if kernel.spec.family == "attend":
+                shared = case.shared_by(kernel.problem.heads_per_list)
+                report.case(kernel.name, str(shared), partial(check_attend, kernel, shared, report.device))
+                continue
+            if kernel.spec.family == "rotate":
+                turned = partial(check_rotate, kernel, case, report.device, start=100, block_sizes=(64, 128))
+                report.case(kernel.name, str(case), turned)
+                continue
+            report.case(kernel.name, str(case), partial(check_pool, kernel, case, report.device))
+            chunks = partial(check_chunks, kernel, case, report.device, block_size=128)
+            report.case(kernel.name, f"{case}-chunks", chunks)
 
 
 def check_tool(tool: str, executable: str, worker: list[str], log: Path, timeout_s: float) -> Findings:

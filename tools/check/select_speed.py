@@ -27,12 +27,11 @@ THRESHOLD = 0.95  # the paper's for Llama, as the peers' figures were taken
 
 
 def time_selection(pipeline: Pipeline, device: torch.device, tbps: float) -> Findings:
-    """pool of q, pool of k, select, all three, and all three replayed as a graph; the floor is q and k read once."""
+    """pool, select, both, and both replayed as a graph; the floor is q and k read once."""
     found = Findings()
     pipeline.buffers["thresholds"].fill_(THRESHOLD)
     stages: dict[str, Callable[[], object]] = {
-        "pool_q": pipeline.pool_q,
-        "pool_k": pipeline.pool_k,
+        "pool": pipeline.run_pool,
         "select": pipeline.run_select,
         "total": pipeline.selection,
     }
@@ -42,13 +41,14 @@ def time_selection(pipeline: Pipeline, device: torch.device, tbps: float) -> Fin
     for name, timing in times.items():
         found.figures[f"{name}_ms"] = round(timing.median_ms, 5)
         found.figures[f"{name}_spread"] = timing.record()["spread"]
+    counts = pipeline.buffers["block_counts"]
     q_bytes, k_bytes = (x.numel() * x.element_size() for x in (pipeline.q, pipeline.k))
     floor_ms = (q_bytes + k_bytes) / tbps / 1e9
     found.figures.update(
         floor_ms=round(floor_ms, 5),
         times_floor=round(times["total"].median_ms / floor_ms, 2),
-        pool_q_tbps=round(q_bytes / times["pool_q"].median_ms / 1e9, 3),
-        density=float(pipeline.buffers["block_counts"].sum()) / (pipeline.q.shape[2] * pipeline.grid.total_visible),
+        pool_tbps=round((q_bytes + k_bytes) / times["pool"].median_ms / 1e9, 3),
+        density=float(counts.sum()) / (counts.shape[1] * pipeline.grid.total_visible),
     )
     check_lists(found, pipeline)
     return found
@@ -66,16 +66,16 @@ def sharpen(pipeline: Pipeline) -> None:
 
 
 def check_lists(found: Findings, pipeline: Pipeline) -> None:
-    """The lists at full size against the reference on the kernel's own scores, for as many heads as sort quickly."""
+    """The lists at full size against the reference on the kernel's own scores, for as many as sort quickly."""
     grid, b = pipeline.grid, pipeline.buffers
-    shape = (1, pipeline.q.shape[2], 2, grid.num_q_blocks, grid.num_k_blocks)
+    shape = (1, b["block_counts"].shape[1], 2, grid.num_q_blocks, grid.num_k_blocks)
     probs = torch.zeros(shape, dtype=torch.int32, device=pipeline.q.device)
     pipeline.run_select(probs)
-    heads = min(shape[1], max(1, MAX_SORTED // (2 * grid.num_q_blocks * grid.num_k_blocks)))
-    wanted = reference.select_from_fixed(probs[:, :heads], b["thresholds"][:heads], grid).block_mask()
-    mask = Selection(b["block_indices"][:, :heads], b["block_counts"][:, :heads], grid).block_mask()
+    lists = min(shape[1], max(1, MAX_SORTED // (2 * grid.num_q_blocks * grid.num_k_blocks)))
+    wanted = reference.select_from_fixed(probs[:, :lists], b["thresholds"][:lists], grid).block_mask()
+    mask = Selection(b["block_indices"][:, :lists], b["block_counts"][:, :lists], grid).block_mask()
     differing = int((wanted != mask).any(-1).sum())
-    found.figures.update(compared_heads=heads, identical_scores_differing_rows=differing)
+    found.figures.update(compared_lists=lists, identical_scores_differing_rows=differing)
     found.require(differing == 0, f"{differing} rows differ from the reference on identical scores")
 
 

@@ -15,10 +15,12 @@ from torch import Tensor
 from prism_gen.rope import Bands
 from prism_gen.runtime import reference
 from prism_gen.runtime.grid import BlockGrid
+from prism_gen.runtime.reference_pool import pool as pool_blocks
 from prism_gen.runtime.selection import Selection, visible_blocks
 from tools.check import oracle
 from tools.check.buffers import GUARD_INT, Guarded, guarded
 from tools.check.kernels import Kernel, bands_of, of_family
+from tools.check.pooling import find_pool, launch_pool
 from tools.check.report import Findings, Group, Report
 from tools.check.select_cases import FUSED_CASES, QUICK_SELECT_CASES, SELECT_CASES, SelectCase
 
@@ -152,40 +154,16 @@ def judge_fused(found: Findings, case: SelectCase, probs: Tensor, mask: Tensor, 
     found.require(not bool(unexplained.any()), "rows differ from float64 away from any cut-off")
 
 
-def check_fused(pools: tuple[Kernel, Kernel], select: Kernel, case: SelectCase, device: torch.device) -> Findings:
-    """pool of q and k, then select, against float64 from the tokens on. pools: q's and k's kernel."""
+def check_fused(pool: Kernel, select: Kernel, case: SelectCase, device: torch.device) -> Findings:
+    """pool of q and k, then select, against float64 from the tokens on."""
     found, bands = Findings(), bands_of(select.problem)
-    tokens = case.tokens(select.problem.head_dim, pools[0].dtype, device)
-    pooled = [launch_pool(kernel, x) for kernel, x in zip(pools, tokens, strict=True)]
+    tokens = case.tokens(select.problem.head_dim, pool.dtype, device)
     sizes = (case.block_size_q, case.block_size_k)
-    exact = [reference.pool(x.double(), size, bands) for x, size in zip(tokens, sizes, strict=True)]
-    scored, wanted = (Scored(q[0], k[0], q[1], k[1]) for q, k in (pooled, exact))
-    judge_select(found, select, case, scored, wanted)
+    q_mean, q_energy, k_mean, k_energy = launch_pool(pool, *tokens, sizes).views
+    exact = [pool_blocks(x.double(), size, bands) for x, size in zip(tokens, sizes, strict=True)]
+    wanted = Scored(exact[0][0], exact[1][0], exact[0][1], exact[1][1])
+    judge_select(found, select, case, Scored(q_mean, k_mean, q_energy, k_energy), wanted)
     return found
-
-
-def launch_pool(kernel: Kernel, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Means and energies of x [batch, seqlen, num_heads, head_dim] in fresh outputs."""
-    batch, seqlen, heads, head_dim = x.shape
-    blocks = -(-seqlen // kernel.problem.block_size)
-    mean = torch.full((batch, heads, blocks, head_dim), float("nan"), device=x.device)
-    energy = torch.full((batch, heads, blocks, 3), float("nan"), device=x.device)
-    kernel.launch(x, mean, energy)
-    return mean, energy
-
-
-def pool_pair(
-    kernels: list[Kernel], select: Kernel, block_sizes: tuple[int, int], dtype: torch.dtype
-) -> tuple[Kernel, Kernel] | None:
-    """The pool kernels of q and k for block_sizes (q, k tokens), with select's head dim and bands or None."""
-    wanted = (select.problem.head_dim, select.problem.high_dims, select.problem.low_dims)
-    pools = {
-        pool.problem.block_size: pool
-        for pool in of_family(kernels, "pool")
-        if pool.dtype == dtype and wanted == (pool.problem.head_dim, pool.problem.high_dims, pool.problem.low_dims)
-    }
-    q, k = pools.get(block_sizes[0]), pools.get(block_sizes[1])
-    return None if q is None or k is None else (q, k)
 
 
 def run(kernels: list[Kernel], report: Report, *, quick: bool) -> None:
@@ -198,7 +176,7 @@ def run(kernels: list[Kernel], report: Report, *, quick: bool) -> None:
         for dtype in sorted({pool.dtype for pool in of_family(kernels, "pool")}, key=str):
             group = Group(report, f"{kernel.name}-from-{dtype}-tokens")
             for case in FUSED_CASES[:2] if quick else FUSED_CASES:
-                pools = pool_pair(kernels, kernel, (case.block_size_q, case.block_size_k), dtype)
-                if pools is not None:
-                    group.case(str(case), partial(check_fused, pools, kernel, case, report.device))
+                pool = find_pool(kernels, kernel, (case.block_size_q, case.block_size_k), dtype)
+                if pool is not None:
+                    group.case(str(case), partial(check_fused, pool, kernel, case, report.device))
             group.close()

@@ -1,15 +1,14 @@
-// pool: the mean of one token block of one head per CTA, and the energies of its bands. Bound by memory: x is read once.
+// pool: the means of the token blocks of q and k, and the energies of their bands, in one launch. Bound by memory: each
+// of q and k is read once.
 //
-// A warp load covers whole rows (head_dim elements of one token) in 16-byte vectors; each thread keeps kInFlight of them
-// outstanding. Sums run in fp32 in an order fixed by the thread count: the same bits every run, whatever the batch.
+// A unit is one granule (32 tokens) of one block of one head; a thread sums 8 dims of it in the order of the tokens, and
+// keeps kInFlight 16-byte loads outstanding. The granules of a block are then added in order. So a token's place in its
+// block alone fixes the order of summation: the same bits every run, whatever the batch, the launch or the chunk.
 #pragma once
 
-#include "pool/params.h"
+#include "pool/sm90/granules.cuh"
 #include "shared/arch_guard.h"
-#include "shared/bands.cuh"
-#include "shared/warp.cuh"
-
-#include <cute/tensor.hpp>
+#include "shared/dependents.cuh"
 
 namespace prism {
 
@@ -22,148 +21,79 @@ CUTE_DEVICE uint4 load_streaming(void const* address) {
   return v;
 }
 
-// Two 16-bit floats of one register, widened. A bf16 is the upper half of an fp32.
-template <class Element>
-CUTE_DEVICE float2 unpack(uint32_t pair) {
-  if constexpr (cute::is_same_v<Element, cutlass::bfloat16_t>) {
-    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
-  } else {
-    return __half22float2(reinterpret_cast<__half2 const&>(pair));
-  }
-}
-
 template <class Config>
 struct PoolKernel {
   using Element = typename Config::Element;
-  using High = typename Config::HighBand;
-  using Low = typename Config::LowBand;
 
   static constexpr int kHeadDim = Config::kHeadDim;
-  static constexpr int kBlockSize = Config::kBlockSize;  // tokens
   static constexpr int kThreads = Config::kThreads;
+  static constexpr int kInFlight = Config::kInFlight;  // 16-byte loads of one thread, 4 registers each
 
-  static constexpr int kRowThreads = kHeadDim / kChunkDims;            // threads across one token's row
-  static constexpr int kPassRows = kThreads / kRowThreads;             // tokens that the CTA reads at a time
-  static constexpr int kPasses = kBlockSize / kPassRows;               // 16-byte loads of one thread
-  static constexpr int kInFlight = kPasses < 8 ? kPasses : 8;          // 8 x 4 registers; more costs resident CTAs
-  static constexpr int kWarps = kThreads / kWarpSize;
-  static constexpr int kLaneDims = kHeadDim / kWarpSize;               // dims per lane of the final warp
-  static constexpr int kMinCtas = 1024 / kThreads;                     // 64 registers a thread
+  static constexpr int kRowThreads = kHeadDim / kChunkDims;  // threads across one token's row
+  static constexpr int kUnits = kThreads / kRowThreads;
+  using Tile = PoolTile<kHeadDim, kUnits, typename Config::HighBand, typename Config::LowBand>;
 
   static_assert(sizeof(Element) == 2, "a 16-byte vector must hold one chunk");
-  static_assert(kHeadDim == 64 || kHeadDim == 128 || kHeadDim == 256, "a warp must hold whole rows");
-  static_assert(kRowThreads <= kWarpSize && kThreads % kWarpSize == 0 && kBlockSize % kPassRows == 0 &&
-                    kPasses % kInFlight == 0,
-                "threads must divide the block into whole passes");
+  static_assert(kThreads % kWarpSize == 0 && kThreads % kRowThreads == 0, "threads must be whole warps and whole units");
+  static_assert(kGranuleTokens % kInFlight == 0, "a granule must be whole passes");
 
-  struct SharedStorage {
-    alignas(16) float partial[kWarps][kHeadDim];
-  };
-
-  // A lane's dims of a mean, stored as one vector.
-  struct alignas(kLaneDims * sizeof(float)) Vector : cute::array<float, kLaneDims> {};
-  using Accumulator = cute::array<float, kChunkDims>;
-
-  CUTE_DEVICE static void add(Accumulator& sum, uint4 const& raw) {
-    uint32_t const pairs[] = {raw.x, raw.y, raw.z, raw.w};
+  // Adds a whole granule: each load is replaced by the one kInFlight tokens later as soon as it is used.
+  CUTE_DEVICE static void add_granule(ChunkSum& sum, Element const* src, int64_t stride_token) {
+    uint4 window[kInFlight];
     CUTE_UNROLL
-    for (int i = 0; i < kChunkDims / 2; ++i) {
-      float2 const value = unpack<Element>(pairs[i]);
-      sum[2 * i] += value.x;
-      sum[2 * i + 1] += value.y;
+    for (int i = 0; i < kInFlight; ++i) window[i] = load_streaming(src + i * stride_token);
+    CUTE_UNROLL
+    for (int token = 0; token < kGranuleTokens; ++token) {
+      uint4& slot = window[token % kInFlight];
+      sum.add<Element>(slot);
+      if (token + kInFlight < kGranuleTokens) slot = load_streaming(src + (token + kInFlight) * stride_token);
     }
   }
 
-  // The sum of this thread's tokens row, row + kPassRows, ...; kFull: every one of them is valid.
-  template <bool kFull>
-  CUTE_DEVICE static Accumulator sum_rows(Element const* src, int64_t stride_token, int row, int valid) {
-    Accumulator sum;
-    cute::fill(sum, 0.f);
-    Element const* ptr = src + row * stride_token;
-    int64_t const step = kPassRows * stride_token;
-    CUTE_UNROLL
-    for (int pass = 0; pass < kPasses; pass += kInFlight) {
-      uint4 raw[kInFlight];
+  // Adds the first num_tokens of a granule, in the same order.
+  CUTE_DEVICE static void add_tokens(ChunkSum& sum, Element const* src, int64_t stride_token, int num_tokens) {
+    for (int first = 0; first < num_tokens; first += kInFlight) {
+      uint4 window[kInFlight];
       CUTE_UNROLL
       for (int i = 0; i < kInFlight; ++i) {
-        raw[i] = make_uint4(0, 0, 0, 0);  // +0 in every 16-bit float
-        if (kFull || row + (pass + i) * kPassRows < valid) raw[i] = load_streaming(ptr);
-        ptr += step;
+        window[i] = make_uint4(0, 0, 0, 0);  // +0 in every 16-bit float: a sum that began at +0 keeps its bits
+        if (first + i < num_tokens) window[i] = load_streaming(src + (first + i) * stride_token);
       }
       CUTE_UNROLL
-      for (int i = 0; i < kInFlight; ++i) add(sum, raw[i]);
+      for (int i = 0; i < kInFlight; ++i) sum.add<Element>(window[i]);
     }
-    return sum;
   }
 
-  CUTE_DEVICE static void run(PoolParams const& p, SharedStorage& shared) {
-    int const minor = p.heads_adjacent ? p.num_heads : p.num_blocks;
-    int const unit_minor = blockIdx.x % minor, unit_major = blockIdx.x / minor;
-    int const head = p.heads_adjacent ? unit_minor : unit_major;
-    int const block = p.heads_adjacent ? unit_major : unit_minor;
-    int const batch = blockIdx.y;
-
-    int const thread = threadIdx.x, warp = thread / kWarpSize, lane = thread % kWarpSize;
-    int const chunk = thread % kRowThreads, row = thread / kRowThreads;
-    int const first_token = block * kBlockSize;
-    int const valid = min(kBlockSize, p.seqlen - first_token);
-    Element const* src = static_cast<Element const*>(p.x) + batch * p.stride_batch + head * p.stride_head +
-                         first_token * p.stride_token + chunk * kChunkDims;
-
-    Accumulator sum = valid == kBlockSize ? sum_rows<true>(src, p.stride_token, row, valid)
-                                          : sum_rows<false>(src, p.stride_token, row, valid);
-    CUTE_UNROLL
-    for (int i = 0; i < kChunkDims; ++i) {
-      CUTE_UNROLL
-      for (int offset = kRowThreads; offset < kWarpSize; offset *= 2) {
-        sum[i] += __shfl_xor_sync(kFullWarp, sum[i], offset);
+  CUTE_DEVICE static void run(PoolParams const& p, typename Tile::SharedStorage& shared) {
+    launch_dependents();
+    bool const is_k = int(blockIdx.x) >= p.num_q_ctas;
+    PoolTensor const& t = p.tensors[is_k];
+    int const cta = blockIdx.x - (is_k ? p.num_q_ctas : 0), batch = blockIdx.y;
+    int const cta_outputs = Tile::num_outputs(t);
+    int const unit = threadIdx.x / kRowThreads, chunk = threadIdx.x % kRowThreads;
+    if (int const index = cta * cta_outputs + unit % cta_outputs; index < t.num_heads * t.num_blocks) {
+      PoolOutput const output(t, batch, index);
+      Granule const granule(t, output, unit / cta_outputs);
+      Element const* src = static_cast<Element const*>(t.x) + batch * t.stride_batch + output.head * t.stride_head +
+                           granule.begin * t.stride_token + chunk * kChunkDims;
+      ChunkSum sum;
+      if (granule.num_tokens == kGranuleTokens) {
+        add_granule(sum, src, t.stride_token);
+      } else {
+        if (granule.goes_on) sum.load(t.tail_in + granule.tail * kHeadDim + chunk * kChunkDims);
+        add_tokens(sum, src, t.stride_token, granule.num_tokens);
       }
-    }
-    if (lane < kRowThreads) {
-      float4* dst = reinterpret_cast<float4*>(&shared.partial[warp][chunk * kChunkDims]);
-      dst[0] = make_float4(sum[0], sum[1], sum[2], sum[3]);
-      dst[1] = make_float4(sum[4], sum[5], sum[6], sum[7]);
+      Tile::keep(t, output, granule, unit, chunk, sum, shared);
     }
     __syncthreads();
-    if (warp == 0) {
-      int64_t const out = (int64_t(batch) * p.num_heads + head) * p.num_blocks + block;
-      finish(shared, lane, float(valid), p.mean + out * kHeadDim, p.energy + out * 3);
-    }
-  }
-
-  // One warp: adds the warps' sums in order, divides, writes the mean and its energies.
-  CUTE_DEVICE static void finish(SharedStorage const& shared, int lane, float valid, float* mean, float* energy) {
-    int const first_dim = lane * kLaneDims;
-    Vector value;
-    cute::fill(value, 0.f);
-    CUTE_UNROLL
-    for (int w = 0; w < kWarps; ++w) {
-      CUTE_UNROLL
-      for (int i = 0; i < kLaneDims; ++i) value[i] += shared.partial[w][first_dim + i];
-    }
-    float const inverse = __frcp_rn(valid);  // exact for a full block: a power of two
-    float all = 0.f;
-    CUTE_UNROLL
-    for (int i = 0; i < kLaneDims; ++i) {
-      value[i] *= inverse;
-      all += value[i] * value[i];
-    }
-    *reinterpret_cast<Vector*>(mean + first_dim) = value;
-    int const chunk = first_dim / kChunkDims;  // kLaneDims divides kChunkDims: a lane lies in one chunk
-    float const high = warp_sum(High::contains(chunk) ? all : 0.f);
-    float const low = warp_sum(Low::contains(chunk) ? all : 0.f);
-    all = warp_sum(all);
-    if (lane == 0) {
-      energy[0] = high;
-      energy[1] = low;
-      energy[2] = all;
-    }
+    Tile::template finish<kThreads / kWarpSize>(t, batch, cta, shared);
   }
 };
 
 template <class Config>
-__global__ void __launch_bounds__(Config::kThreads, PoolKernel<Config>::kMinCtas) pool_kernel(PoolParams const p) {
-  __shared__ typename PoolKernel<Config>::SharedStorage shared;
+__global__ void __launch_bounds__(Config::kThreads, Config::kMinCtas)
+    pool_kernel(__grid_constant__ PoolParams const p) {
+  __shared__ typename PoolKernel<Config>::Tile::SharedStorage shared;
   PoolKernel<Config>::run(p, shared);
 }
 

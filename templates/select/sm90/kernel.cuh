@@ -13,7 +13,8 @@
 #include "select/sm90/scores.cuh"
 #include "shared/arch_guard.h"
 #include "shared/cluster.cuh"
-#include "shared/grid_dependency.cuh"
+#include "shared/cluster_store.cuh"
+#include "shared/dependents.cuh"
 #include "shared/mbarrier.cuh"
 
 #include <cutlass/cutlass.h>
@@ -314,7 +315,7 @@ struct SelectKernel {
       __syncthreads();
       cute::cluster_arrive_relaxed();
     }
-    allow_next_kernel();
+    launch_dependents();
     await_previous_kernels();  // means and energies are theirs, and so is whatever still reads the lists
     if constexpr (kInScratch) {  // as many CTAs as have rows there: each takes several tiles
       static_assert(kCluster == 1, "scratch is ordered by the CTA's own barrier");

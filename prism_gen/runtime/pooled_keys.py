@@ -1,0 +1,94 @@
+"""PooledKeys: the block means of the keys of one layer, kept beside its KV cache, so that a chunk pools only its own.
+
+Owns that state and what a caller can get wrong about it. Must not pool (backend.py does).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prism_gen.errors import DeviceError, TensorError
+from prism_gen.runtime.grid import BlockGrid
+from prism_gen.runtime.reference_pool import granules_per_block
+
+
+class PooledKeys:
+    """Means and energies of the key blocks of a batch of sequences that grow together, for one layer.
+
+    num_tokens: keys pooled so far. mean: [batch, num_kv_heads, max_blocks, head_dim]; energy: [batch, num_kv_heads,
+    max_blocks, 3]; both fp32 (fp64 for the exact reference), of the first num_tokens tokens. A block that these do not
+    complete has the mean of the tokens it has, and the next chunk goes on from its sums: the bits are those that
+    pooling all keys at once gives, whatever the chunks were. Memory: (head_dim + 3) * 4 bytes a block and KV head,
+    0.8 % of a bf16 KV cache at head_dim 128 in blocks of 128.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch: int,
+        num_kv_heads: int,
+        head_dim: int,
+        max_tokens: int,
+        block_size: int,
+        device: torch.device | None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """An empty cache. max_tokens, block_size: tokens. Use PrismAttention.pooled_keys, which knows the model."""
+        self.block_size = block_size
+        self.max_tokens = max_tokens
+        self.num_tokens = 0
+        rows = (batch, num_kv_heads, -(-max_tokens // block_size))
+        self.mean = torch.zeros(*rows, head_dim, dtype=dtype, device=device)
+        self.energy = torch.zeros(*rows, 3, dtype=dtype, device=device)
+        # A launch reads the sums of the block it goes on with from one and leaves those of its last block in the other.
+        tail = (batch, num_kv_heads, granules_per_block(block_size), head_dim)
+        self._tails = torch.zeros(2, *tail, dtype=dtype, device=device)
+        self._newest = 0
+
+    @property
+    def tail(self) -> Tensor:
+        """Granule sums of the last block, if it is not complete: [batch, num_kv_heads, granules, head_dim]."""
+        return self._tails[self._newest]
+
+    @property
+    def next_tail(self) -> Tensor:
+        """Where the next chunk's tail goes."""
+        return self._tails[1 - self._newest]
+
+    def advance(self, num_tokens: int) -> None:
+        """After pooling: num_tokens keys are in; if that is more than before, next_tail has the last block's sums."""
+        if num_tokens > self.num_tokens:
+            self._newest = 1 - self._newest
+        self.num_tokens = num_tokens
+
+    def reset(self) -> None:
+        """Forgets every token: the memory serves the next batch of sequences. Launches nothing."""
+        self.num_tokens = 0
+
+    def pooled(self) -> tuple[Tensor, Tensor]:
+        """Means and energies of the blocks so far, contiguous: [batch, num_kv_heads, num_blocks, head_dim] and 3."""
+        num_blocks = -(-self.num_tokens // self.block_size)
+        return self.mean[:, :, :num_blocks].contiguous(), self.energy[:, :, :num_blocks].contiguous()
+
+    def check(self, k: Tensor, grid: BlockGrid) -> None:
+        """k [batch, seqlen_k, num_kv_heads, head_dim] must go on where the cache ends, and fit.
+
+        Raises: TensorError, DeviceError.
+        """
+        batch, num_kv_heads, _, head_dim = self.mean.shape
+        if (k.shape[0], *k.shape[2:]) != (batch, num_kv_heads, head_dim) or grid.block_size_k != self.block_size:
+            raise TensorError(
+                f"k has shape {list(k.shape)}, key blocks are of {grid.block_size_k} tokens",
+                exists=f"pooled_keys is for batch {batch}, {num_kv_heads} kv heads of {head_dim}, blocks of"
+                f" {self.block_size}",
+                fix="make it with pooled_keys() of this PrismAttention, for this batch and these heads",
+            )
+        if k.device != self.mean.device:
+            raise DeviceError(f"k is on {k.device}, pooled_keys on {self.mean.device}", fix="keep both on one device")
+        if not self.num_tokens <= grid.seqlen_k <= self.max_tokens:
+            raise TensorError(
+                f"k has {grid.seqlen_k} tokens",
+                exists=f"pooled_keys holds {self.num_tokens} of at most {self.max_tokens}",
+                fix="pass all keys so far; reset() it for other sequences, or make one with a larger max_tokens",
+            )
