@@ -20,6 +20,7 @@ from typing import Any, TextIO
 import torch
 
 MIN_RUNS = 7  # a figure counts as the median of at least seven runs (docs/performance.md, Reporting)
+REST_S = 0.1  # seconds, several hundred times a launch; 0.15 gave the same figures on an H200
 CEILING_MATMUL = 8192  # rows and columns of the matrix product that stands for the tensor-core ceiling
 CEILING_COPY_BYTES = 4 << 30  # far beyond the 60 MB L2, so that the copy is HBM bandwidth
 SUBPROCESS_TIMEOUT_S = 10.0  # git and nvidia-smi answer in well under a second
@@ -83,6 +84,25 @@ def measure(
         torch.cuda.synchronize(device)
     times = [once(fn, calls) for _ in range(runs)]
     return Timing(statistics.median(times), min(times), max(times), runs, calls)
+
+
+def measure_rested(
+    fn: Callable[[], object], device: torch.device, *, runs: int = MIN_RUNS, rest_s: float = REST_S
+) -> Timing:
+    """Median time of fn() on a chip that rested before each run: what one launch costs before the power limit acts.
+
+    rest_s: seconds without work before each run. Two untimed calls come first.
+    """
+    once = _run_cuda if device.type == "cuda" else _run_host
+    for _ in range(2):
+        fn()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    times = []
+    for _ in range(max(runs, MIN_RUNS)):
+        time.sleep(rest_s)
+        times.append(once(fn, 1))
+    return Timing(statistics.median(times), min(times), max(times), len(times), 1)
 
 
 def host_cost_us(fn: Callable[[], object], device: torch.device, *, calls: int = 200) -> float:

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from prism_gen.errors import ConfigError
-from prism_gen.model import BandMode
+from prism_gen.model import BandMode, Share
 
 JsonObject = dict[str, Any]
 BlockSizeValue = str | int | list[int]
@@ -97,6 +97,7 @@ class HFPrism(msgspec.Struct, forbid_unknown_fields=True):
     bands: BandMode | UnsetType = UNSET
     high_freq_dim: int | UnsetType | None = UNSET
     low_freq_dim: int | UnsetType | None = UNSET
+    share: Share | UnsetType = UNSET
     block_size: BlockSizeValue | UnsetType = UNSET
     block_sizes: list[BlockSizeValue] | UnsetType = UNSET
     high_freq_threshold: float | UnsetType = UNSET

@@ -18,6 +18,7 @@ BAND_GRANULE_DIMS = 16  # one MMA k-step; a band is a whole number of them
 RopeVariant = Literal["none", "default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 BandMode = Literal["paper", "spectrum"]
 LayerKind = Literal["full", "sliding"]
+Share = Literal["head", "group"]
 
 
 class RopeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -77,8 +78,10 @@ class RopeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class SelectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How blocks are chosen (method.md steps 1 to 5); the `prism` object of a config.json, parsed.
 
-    block_sizes: (q tokens, k tokens), the first is the model's default. high_freq_dim, low_freq_dim:
-    dims per band, multiples of 16; None takes the paper's fractions (1/2 and 3/4 of head_dim).
+    share: whose list of blocks it is: one per q head, or one per KV head for all its q heads; block sizes count
+    positions either way. block_sizes: (q tokens, k tokens), the first is the model's default.
+    high_freq_dim, low_freq_dim: dims per band, multiples of 16; None takes the paper's fractions (1/2 and 3/4 of
+    head_dim).
     thresholds: cumulative probability in (0, 1]; 1 selects every visible block. fused_rope: also build the kernel that
     rotates q and k and pools them in one pass.
     Raises: ConfigError if a value is out of range.
@@ -88,6 +91,7 @@ class SelectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     high_freq_dim: int | None = None
     low_freq_dim: int | None = None
     block_sizes: tuple[tuple[int, int], ...] = ((128, 128),)
+    share: Share = "head"
     high_freq_threshold: float = 0.95
     low_freq_threshold: float = 0.95
     force_sink: bool = True
@@ -149,6 +153,11 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def group_size(self) -> int:
         """q heads that share one kv head."""
         return self.num_q_heads // self.num_kv_heads
+
+    @property
+    def heads_per_list(self) -> int:
+        """q heads that share one list of blocks."""
+        return self.group_size if self.selection.share == "group" else 1
 
     @property
     def num_layers(self) -> int:

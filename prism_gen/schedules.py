@@ -26,6 +26,14 @@ class Row(NamedTuple):
     schedule: Struct
 
 
+class Lists(NamedTuple):
+    """What the block lists of an attend row may be. Block sizes in tokens; heads: q heads that share a list."""
+
+    block_sizes_q: tuple[int, ...]
+    block_sizes_k: tuple[int, ...]
+    heads: tuple[int, ...] = (1,)
+
+
 def _pool(head_dim: int, *, threads: int, in_flight: int, min_ctas: int) -> Row:
     schedule = PoolSchedule(threads=threads, in_flight=in_flight, min_ctas=min_ctas)
     return Row("pool", "sm90", {"dtype": TWO_BYTE_DTYPES, "head_dim": (head_dim,)}, schedule)
@@ -41,17 +49,25 @@ def _select(head_dim: int, tile_rows: int, threads: int, cluster: int) -> Row:
     return Row("select", "sm90", {"head_dim": (head_dim,)}, schedule)
 
 
-def _attend(head_dim: int, block_size_q: int, block_size_k: int, *, tile_n: int, kv_stages: int) -> Row:
+def _attend(head_dim: int, lists: Lists, *, cluster: int = 1, tile_n: int, kv_stages: int, q_stages: int = 2) -> Row:
     facts: Facts = {
         "dtype": TWO_BYTE_DTYPES,
         "head_dim": (head_dim,),
-        "block_size_q": (block_size_q,),
-        "block_size_k": (block_size_k,),
+        "block_size_q": lists.block_sizes_q,
+        "block_size_k": lists.block_sizes_k,
+        "heads_per_list": lists.heads,
     }
-    # One list a tile leaves registers for Q; two lists are skipped through more often than multiplied.
-    schedule = AttendSchedule(tile_m=128, tile_n=tile_n, kv_stages=kv_stages, q_in_registers=block_size_q == 128)
+    schedule = AttendSchedule(tile_m=128, tile_n=tile_n, kv_stages=kv_stages, q_stages=q_stages, cluster=cluster)
     return Row("attend", "sm90", facts, schedule)
 
+
+# A tile of 128 rows holds one query block; or two neighbours whose lists are merged (a step is then one block);
+WHOLE = Lists((128,), (128, 64))
+MERGED = Lists((64,), (64,))
+# or, where heads share a list, all positions of a short block, or some of a longer one, whose other tiles share it.
+PAIR = Lists((64, 128), (128, 64), (2,))  # 64 positions
+SHORT = Lists((32,), (128, 64), tuple(range(3, 17)))  # 32 positions of 3 and 4 heads, down to 8 of 16
+LONG = Lists((64, 128), (128, 64), tuple(range(3, 17)))
 
 ROWS: tuple[Row, ...] = (
     # threads: 16 units (8 of head_dim 192 and 256) of head_dim / 8 threads; 8 loads in flight take 64 registers.
@@ -69,13 +85,33 @@ ROWS: tuple[Row, ...] = (
     # 64 rows read k_mean together, and one warp of 8 CTAs takes one row; two CTAs share an SM.
     _select(64, tile_rows=64, threads=256, cluster=8),
     _select(128, tile_rows=64, threads=256, cluster=8),
-    # head_dim 128: the slots fill shared memory (160 KiB beside 64 KiB of Q). head_dim 64: 128 KiB is plenty.
-    _attend(64, 128, 128, tile_n=128, kv_stages=8),
-    _attend(64, 128, 64, tile_n=128, kv_stages=8),
-    _attend(64, 64, 64, tile_n=64, kv_stages=12),
-    _attend(128, 128, 128, tile_n=128, kv_stages=5),
-    _attend(128, 128, 64, tile_n=128, kv_stages=5),
-    _attend(128, 64, 64, tile_n=64, kv_stages=10),
+    # kv_stages fill shared memory beside Q. 192 and 256: the accumulators leave registers for 64 keys; at 256 a second
+    # Q tile would leave three slots, too few to load ahead. LONG: a cluster of two reads K and V from L2 once.
+    _attend(64, WHOLE, tile_n=128, kv_stages=8),
+    _attend(64, MERGED, tile_n=64, kv_stages=12),
+    _attend(64, PAIR, tile_n=128, kv_stages=8),
+    _attend(64, SHORT, tile_n=128, kv_stages=8),
+    _attend(64, LONG, cluster=2, tile_n=128, kv_stages=8),
+    _attend(96, WHOLE, tile_n=128, kv_stages=7),
+    _attend(96, MERGED, tile_n=64, kv_stages=14),
+    _attend(96, PAIR, tile_n=128, kv_stages=7),
+    _attend(96, SHORT, tile_n=128, kv_stages=7),
+    _attend(96, LONG, cluster=2, tile_n=128, kv_stages=7),
+    _attend(128, WHOLE, tile_n=128, kv_stages=5),
+    _attend(128, MERGED, tile_n=64, kv_stages=10),
+    _attend(128, PAIR, tile_n=128, kv_stages=5),
+    _attend(128, SHORT, tile_n=128, kv_stages=5),
+    _attend(128, LONG, cluster=2, tile_n=128, kv_stages=5),
+    _attend(192, WHOLE, tile_n=64, kv_stages=5),
+    _attend(192, MERGED, tile_n=64, kv_stages=5),
+    _attend(192, PAIR, tile_n=64, kv_stages=5),
+    _attend(192, SHORT, tile_n=64, kv_stages=5),
+    _attend(192, LONG, cluster=2, tile_n=64, kv_stages=5),
+    _attend(256, WHOLE, tile_n=64, kv_stages=5, q_stages=1),
+    _attend(256, MERGED, tile_n=64, kv_stages=5, q_stages=1),
+    _attend(256, PAIR, tile_n=64, kv_stages=5, q_stages=1),
+    _attend(256, SHORT, tile_n=64, kv_stages=5, q_stages=1),
+    _attend(256, LONG, cluster=2, tile_n=64, kv_stages=5, q_stages=1),
 )
 
 

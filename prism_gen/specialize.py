@@ -34,6 +34,17 @@ def rotate_problem(model: ModelSpec, split: Bands) -> RotateProblem:
     )
 
 
+def attend_problem(model: ModelSpec, block_size: tuple[int, int]) -> AttendProblem:
+    """What attend computes for a model at one (q, k) block size."""
+    return AttendProblem(
+        dtype=model.dtype,
+        head_dim=model.head_dim,
+        block_size_q=block_size[0],
+        block_size_k=block_size[1],
+        heads_per_list=model.heads_per_list,
+    )
+
+
 def specialize(model: ModelSpec, archs: Sequence[str]) -> tuple[KernelSpec, ...]:
     """Every kernel that `model` needs on `archs`, each once: pools, rotates, selects, attends.
 
@@ -59,9 +70,6 @@ def specialize(model: ModelSpec, archs: Sequence[str]) -> tuple[KernelSpec, ...]
                 rotates.append(kernel_spec("rotate", arch, rotate_problem(model, split)))
             select = SelectProblem(head_dim=model.head_dim, high_dims=high, low_dims=low)
             selects.append(kernel_spec("select", arch, select))
-            attend = AttendProblem(
-                dtype=model.dtype, head_dim=model.head_dim, block_size_q=pair[0], block_size_k=pair[1]
-            )
-            attends.append(kernel_spec("attend", arch, attend))
+            attends.append(kernel_spec("attend", arch, attend_problem(model, pair)))
         specs += [*pools, *rotates, *selects, *attends]
     return tuple(dict.fromkeys(specs))

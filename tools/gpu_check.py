@@ -25,13 +25,18 @@ import torch  # noqa: E402
 
 from benchmarks.timing import emit, environment  # noqa: E402
 from tools.check import arguments as wrong_arguments  # noqa: E402
-from tools.check import attend_speed, build, graph, numerics, pool_speed, sanitizer, select_speed, selection  # noqa: E402
+from tools.check import attend_speed, build, graph, numerics, pool_speed, power, sanitizer, select_speed, selection  # noqa: E402  # noqa: E402
 from tools.check.kernels import Kernel, bundle_kernels, reference_kernels  # noqa: E402
 from tools.check.options import SANITIZED, Options, parse  # noqa: E402
 from tools.check.report import DeviceLostError, Report, current_case, current_path  # noqa: E402
 from tools.check.table import print_failures, print_table, read_records  # noqa: E402
 
-FIGURE_SECTIONS = ("attend_speed", "pool_speed", "select_speed")
+FIGURES = {
+    "attend_speed": attend_speed.run,
+    "pool_speed": pool_speed.run,
+    "select_speed": select_speed.run,
+    "power": power.run,
+}
 # Sections that run an attend kernel behind its pool and select, whatever --only leaves out.
 PIPELINE_SECTIONS = ("graph", "select_speed")
 CPU_SECTIONS = ("build", SANITIZED)  # judged on the CPU, whatever they open or launch
@@ -77,12 +82,8 @@ def run_section(options: Options, arguments: list[str]) -> int:
             selection.run(kernels, report, quick=options.quick)
         elif section == "graph":
             graph.run(kernels, report, quick=options.quick)
-        elif section == "attend_speed":
-            attend_speed.run(kernels, report, options)
-        elif section == "pool_speed":
-            pool_speed.run(kernels, report, options)
-        elif section == "select_speed":
-            select_speed.run(kernels, report, options)
+        elif section in FIGURES:
+            FIGURES[section](kernels, report, options)
         elif section == "sanitizer":
             sanitizer.run(Path(__file__).resolve(), options, report, arguments)
         elif section == SANITIZED:
@@ -140,7 +141,7 @@ def main(arguments: list[str]) -> int:
         supervise(section, options, [*arguments, "--out", str(options.out.resolve())])
     current_path(options.out).unlink(missing_ok=True)
     records = read_records(options.out)
-    print_table([record for record in records if record["section"] in FIGURE_SECTIONS])
+    print_table([record for record in records if record["section"] in FIGURES])
     return int(print_failures(records) > 0)
 
 

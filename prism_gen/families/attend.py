@@ -13,38 +13,47 @@ from prism_gen.errors import UnsupportedError
 from prism_gen.families.family import Family
 from prism_gen.spec import KernelSpec, Struct
 
-# Barriers, tile coordinates and block lists in flight: 1.2 KB at 12 slots, rounded up.
+# Barriers, tile coordinates and block lists in flight: 1.2 KB at 14 slots, rounded up.
 METADATA_BYTES = 2048
 
 
 class AttendProblem(Struct, frozen=True, kw_only=True):
-    """block_size_q, block_size_k: sparsity granule, tokens."""
+    """block_size_q, block_size_k: sparsity granule, tokens.
+
+    heads_per_list: q heads of a KV group that share one list and are packed into a tile; 1 is a list per q head, and
+    then one kernel serves every group size.
+    """
 
     dtype: str
     head_dim: int
     block_size_q: int
     block_size_k: int
+    heads_per_list: int = 1
 
     def label(self) -> str:
-        """E.g. bf16-d128-b128x64."""
-        return f"{self.dtype}-d{self.head_dim}-b{self.block_size_q}x{self.block_size_k}"
+        """E.g. bf16-d128-b128x64, or bf16-d128-b32x64-g4 where four heads share a list."""
+        shared = f"-g{self.heads_per_list}" if self.heads_per_list > 1 else ""
+        return f"{self.dtype}-d{self.head_dim}-b{self.block_size_q}x{self.block_size_k}{shared}"
 
 
 class AttendSchedule(Struct, frozen=True, kw_only=True):
     """How one attend kernel is tiled.
 
-    tile_m: query rows per CTA. tile_n: keys per step, one or two blocks. kv_stages: shared-memory slots, each one K or
-    one V tile of tile_n tokens. q_in_registers: Q K^T reads Q from registers instead of shared memory.
+    tile_m: query rows per CTA, positions times heads_per_list. tile_n: keys per step: several blocks, one, or a part of
+    one. kv_stages: shared-memory slots, each one K or one V tile of tile_n tokens. q_stages: Q tiles; with two, the end
+    of a tile overlaps the start of the next. cluster: CTAs whose tiles lie side by side on one list and that copy K and
+    V for each other (multicast).
     """
 
     tile_m: int
     tile_n: int
     kv_stages: int
-    q_in_registers: bool
+    q_stages: int
+    cluster: int
 
 
 def smem_bytes(spec: KernelSpec) -> int:
-    """Shared memory of one CTA: two Q tiles (O leaves through them), the K/V ring, metadata. The kernel asserts it.
+    """Shared memory of one CTA: Q tiles (O leaves through them), the K/V ring, metadata. The kernel asserts it.
 
     Raises: UnsupportedError where it is more than the arch gives.
     """
@@ -52,13 +61,13 @@ def smem_bytes(spec: KernelSpec) -> int:
     schedule: AttendSchedule = spec.schedule
     row_bytes = problem.head_dim * dtype(problem.dtype).num_bytes
     kv_ring_bytes = schedule.kv_stages * schedule.tile_n * row_bytes
-    total = 2 * schedule.tile_m * row_bytes + kv_ring_bytes + METADATA_BYTES
+    total = schedule.q_stages * schedule.tile_m * row_bytes + kv_ring_bytes + METADATA_BYTES
     limit = arch(spec.arch).smem_limit_bytes
     if total > limit:
         raise UnsupportedError(
             f"{spec.name} needs {total} bytes of shared memory",
             exists=f"{limit} bytes on {spec.arch}",
-            fix="lower kv_stages or tile_m of its row in prism_gen/schedules.py",
+            fix="lower kv_stages, q_stages or tile_n of its row in prism_gen/schedules.py",
         )
     return total
 
@@ -71,10 +80,12 @@ def _context(spec: KernelSpec) -> dict[str, Any]:
         "head_dim": problem.head_dim,
         "block_size_q": problem.block_size_q,
         "block_size_k": problem.block_size_k,
+        "heads_per_list": problem.heads_per_list,
         "tile_m": schedule.tile_m,
         "tile_n": schedule.tile_n,
-        "q_in_registers": "true" if schedule.q_in_registers else "false",
         "kv_stages": schedule.kv_stages,
+        "q_stages": schedule.q_stages,
+        "cluster": schedule.cluster,
         "smem_bytes": smem_bytes(spec),
     }
 

@@ -72,6 +72,7 @@ class PrismAttention:
             num_q_heads=self.model.num_q_heads,
             num_kv_heads=self.model.num_kv_heads,
             head_dim=self.model.head_dim,
+            heads_per_list=self.model.heads_per_list,
             dtypes=(own_dtype,) if self.device else (*TORCH_DTYPES.values(), *EXACT_DTYPES),
             device=self.device,
         )
@@ -217,7 +218,7 @@ class PrismAttention:
         Raises: TensorError, DeviceError.
         """
         grid = check_qkv(q, k, v, self._rules, self.block_size)
-        check_selection(selection, q, grid)
+        check_selection(selection, q, grid, self.model.heads_per_list)
         scale = self._scale(softmax_scale)
         return self.backend.attend(q, k, v, selection, softmax_scale=scale, return_lse=return_lse)
 

@@ -25,13 +25,15 @@ ALIGN_BYTES = 16  # TMA and 16-byte vector loads: every stride but the last, and
 class TensorRules:
     """What q, k and v must be for one layer of one model on one backend.
 
-    num_q_heads, num_kv_heads: the whole model's; a call may bring one tensor-parallel shard of them.
+    num_q_heads, num_kv_heads: the whole model's; a call may bring one tensor-parallel shard of them. heads_per_list: q
+    heads that share one list of blocks.
     dtypes: accepted torch dtypes. device: the device the kernels were resolved for, None for any.
     """
 
     num_q_heads: int
     num_kv_heads: int
     head_dim: int
+    heads_per_list: int
     dtypes: tuple[torch.dtype, ...]
     device: torch.device | None
 
@@ -174,7 +176,7 @@ def check_strides(name: str, x: Tensor) -> None:
             fix=f"call {name}.contiguous()",
         )
     expanded = [d for d in range(x.dim() - 1) if x.shape[d] > 1 and x.stride(d) == 0]
-    if expanded:  # no kernel was ever run on one, and CuTe reports a refused TMA descriptor to nobody
+    if expanded:  # the copy engine takes no stride of 0
         raise TensorError(
             f"{name} is expanded: dim {expanded[0]} has stride 0",
             exists="strides greater than 0",
@@ -199,7 +201,7 @@ def _check_heads(num_q_heads: int, num_kv_heads: int, rules: TensorRules) -> Non
         )
 
 
-def check_selection(selection: Selection, q: Tensor, grid: BlockGrid) -> None:
+def check_selection(selection: Selection, q: Tensor, grid: BlockGrid, heads_per_list: int) -> None:
     """A selection given by hand must be for these tensors: lengths, block sizes, heads, device, dtype, layout.
 
     The indices themselves are not read (that would synchronise): they must rise within a row and be visible blocks.
@@ -209,13 +211,13 @@ def check_selection(selection: Selection, q: Tensor, grid: BlockGrid) -> None:
         raise TensorError(
             f"the selection is for {selection.grid}", exists=f"these tensors need {grid}", fix="select again"
         )
-    rows = (q.shape[0], q.shape[2], grid.num_q_blocks)
+    rows = (q.shape[0], q.shape[2] // heads_per_list, grid.num_q_blocks)
     indices, counts = selection.block_indices, selection.block_counts
     if tuple(counts.shape) != rows or indices.dim() != 4 or tuple(indices.shape[:3]) != rows:
         raise TensorError(
             f"block_indices has shape {list(indices.shape)}, block_counts {list(counts.shape)}",
             exists=f"{[*rows, 'max_blocks']} and {list(rows)} for these tensors",
-            fix="select for the same batch and q heads",
+            fix=f"select for the same batch and heads, one list for {heads_per_list} q head(s)",
         )
     for name, x in (("block_indices", indices), ("block_counts", counts)):
         if x.dtype != torch.int32 or x.device != q.device or not x.is_contiguous():

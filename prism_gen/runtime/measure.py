@@ -57,7 +57,8 @@ def measure(attention: PrismAttention, q: Tensor, k: Tensor, v: Tensor) -> Layer
     timed("select", lambda: attention.select(pooled))
     selection = attention.select(pooled, with_probs=True)
     out, lse = timed("attend", lambda: attention.attend(q, k, v, selection, return_lse=True))
-    everything = Selection.all_visible(selection.grid, q.shape[0], q.shape[2], q.device)
+    heads_per_list = attention.model.heads_per_list
+    everything = Selection.all_visible(selection.grid, q.shape[0], q.shape[2] // heads_per_list, q.device)
     dense, dense_lse = timed("dense", lambda: attention.attend(q, k, v, everything, return_lse=True))
     assert lse is not None  # both were asked for
     assert dense_lse is not None
@@ -66,7 +67,7 @@ def measure(attention: PrismAttention, q: Tensor, k: Tensor, v: Tensor) -> Layer
     return LayerReport(
         stats=stats,
         selection=selection,
-        density=stats.density.mean(0).cpu(),
+        density=stats.density.mean(0).repeat_interleave(heads_per_list).cpu(),
         mean_mass=mass.mean((0, 2)),
         least_mass=mass.amin((0, 2)),
         error=relative_error(out, dense).cpu(),

@@ -120,11 +120,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, selection: Selection, *, softmax_sca
 
     q: [batch, seqlen_q, num_q_heads, head_dim]; k, v: [batch, seqlen_k, num_kv_heads, head_dim]; any strides.
     Returns out like q, in q's dtype, and lse (natural log) [batch, num_q_heads, seqlen_q] in the compute dtype.
+    A selection with num_kv_heads lists serves all q heads of a group with one.
     A row with no visible selected key gets out 0 and lse -inf.
     Source: method.md step 6.
     """
     grid, dtype = selection.grid, compute_dtype(q)
-    group_size = q.shape[2] // k.shape[2]
+    group_size, heads_per_list = q.shape[2] // k.shape[2], q.shape[2] // selection.block_counts.shape[1]
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[0], q.shape[2], q.shape[1], dtype=dtype, device=q.device)
     counts, whole = selection.block_counts.tolist(), _whole_counts(selection)
@@ -132,12 +133,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, selection: Selection, *, softmax_sca
         for kv_head in range(k.shape[2]):
             k_blocks, v_blocks = (_token_blocks(x[b, :, kv_head].to(dtype), grid) for x in (k, v))
             for h in range(kv_head * group_size, (kv_head + 1) * group_size):
+                of = h // heads_per_list
                 for i in range(grid.num_q_blocks):
                     rows = slice(i * grid.block_size_q, (i + 1) * grid.block_size_q)
-                    chosen = selection.block_indices[b, h, i, : counts[b][h][i]].long()
+                    chosen = selection.block_indices[b, of, i, : counts[b][of][i]].long()
                     scores = q[b, rows, h].to(dtype) @ k_blocks[chosen].flatten(0, 1).T
                     scores *= softmax_scale
-                    _mask_after_boundary(scores, chosen, whole[b][h][i], rows.start, grid)
+                    _mask_after_boundary(scores, chosen, whole[b][of][i], rows.start, grid)
                     out[b, rows, h], lse[b, h, rows] = _softmax_times(scores, v_blocks[chosen].flatten(0, 1))
     return out, lse
 

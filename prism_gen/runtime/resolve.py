@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from prism_gen.errors import ResolveError
-from prism_gen.families import AttendProblem, PoolProblem, SelectProblem
+from prism_gen.families import PoolProblem, SelectProblem
 from prism_gen.manifest import KernelEntry
 from prism_gen.model import ModelSpec
 from prism_gen.rope import Bands
-from prism_gen.specialize import block_pair_bands, rotate_problem
+from prism_gen.specialize import attend_problem, block_pair_bands, rotate_problem
 
 
 class Request(NamedTuple):
@@ -60,13 +60,10 @@ def layer_requests(model: ModelSpec, arch: str, block_size: tuple[int, int]) -> 
     """
     bands: Bands = block_pair_bands(model, block_size)
     dims: dict[str, Any] = {"head_dim": model.head_dim, "high_dims": bands.high_dims, "low_dims": bands.low_dims}
-    attend = AttendProblem(
-        dtype=model.dtype, head_dim=model.head_dim, block_size_q=block_size[0], block_size_k=block_size[1]
-    )
     return LayerRequests(
         Request("pool", arch, PoolProblem(dtype=model.dtype, **dims)),
         Request("select", arch, SelectProblem(**dims)),
-        Request("attend", arch, attend),
+        Request("attend", arch, attend_problem(model, block_size)),
         Request("rotate", arch, rotate_problem(model, bands)) if model.selection.fused_rope else None,
     )
 

@@ -16,8 +16,8 @@ from prism_gen.runtime.selection import Selection
 class Stats(NamedTuple):
     """What a call selected, on its device (reading it synchronises).
 
-    counts: int32 [batch, num_q_heads, num_q_blocks], selected key blocks. density: fp32 [batch, num_q_heads], selected
-    over visible blocks. visible_blocks: of one head.
+    counts: int32 [batch, num_lists, num_q_blocks], selected key blocks. density: fp32 [batch, num_lists], selected over
+    visible blocks. num_lists: q heads, or KV heads where a group shares its list. visible_blocks: of one list.
     """
 
     counts: Tensor

@@ -22,8 +22,8 @@ PADDING = (
 class Selection:
     """The chosen key blocks of every query block.
 
-    block_indices: [batch, num_heads, num_q_blocks, max_blocks] int32, rising; a row ends after its block_counts.
-    block_counts: [batch, num_heads, num_q_blocks] int32.
+    block_indices: [batch, num_lists, num_q_blocks, max_blocks] int32, rising; a row ends after its block_counts.
+    block_counts: [batch, num_lists, num_q_blocks] int32. num_lists: q heads, or KV heads where a group shares its list.
     probs: None, or [batch, num_heads, 2, num_q_blocks, num_k_blocks] int32, the fixed-point (high, low) probabilities.
     """
 

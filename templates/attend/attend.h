@@ -47,6 +47,12 @@ Problem make_problem(TensorView const& q, TensorView const& k, TensorView const&
     TVM_FFI_THROW(ValueError) << "num_q_heads (" << num_q_heads << ") is no multiple of num_kv_heads (" << num_kv_heads << ")";
   }
   if (!(softmax_scale > 0)) TVM_FFI_THROW(ValueError) << "softmax_scale must be positive, it is " << softmax_scale;
+  int64_t const group_size = num_q_heads / num_kv_heads;
+  if (Config::kHeadsPerList != 1 && Config::kHeadsPerList != group_size) {
+    TVM_FFI_THROW(ValueError) << "num_q_heads (" << num_q_heads << ") / num_kv_heads (" << num_kv_heads << ") is " << group_size
+                              << ", this kernel shares a list among groups of " << Config::kHeadsPerList;
+  }
+  int64_t const num_lists = num_q_heads / Config::kHeadsPerList;
   int64_t const num_q_blocks = (seqlen_q + Config::kBlockSizeQ - 1) / Config::kBlockSizeQ;
   check_size(q, "q", 3, Config::kHeadDim);
   for (auto [t, name] : {std::pair{&k, "k"}, std::pair{&v, "v"}}) {
@@ -58,7 +64,7 @@ Problem make_problem(TensorView const& q, TensorView const& k, TensorView const&
   for (int d = 0; d < 4; ++d) check_size(out, "out", d, q.size(d));
   for (auto [t, name] : {std::pair{&block_indices, "block_indices"}, std::pair{&block_counts, "block_counts"}}) {
     check_size(*t, name, 0, batch);
-    check_size(*t, name, 1, num_q_heads);
+    check_size(*t, name, 1, num_lists);
     check_size(*t, name, 2, num_q_blocks);
     check_contiguous(*t, name);
   }
@@ -84,6 +90,7 @@ Problem make_problem(TensorView const& q, TensorView const& k, TensorView const&
   p.num_kv_heads = int(num_kv_heads);
   p.block_indices = data<int>(block_indices);
   p.block_counts = data<int>(block_counts);
+  p.num_lists = int(num_lists);
   p.num_q_blocks = int(num_q_blocks);
   p.max_blocks = int(block_indices.size(3));
   p.softmax_scale = float(softmax_scale);
@@ -99,7 +106,7 @@ void run(TensorView q, TensorView k, TensorView v, TensorView out, Optional<Tens
       make_problem<Config>(q, k, v, out, lse, block_indices, block_counts, softmax_scale, tile_counter);
   DLDevice const device = q.device();
   DeviceGuard const guard(device.device_id);
-  check_cuda(launch<Config>(p, multiprocessor_count(device.device_id), current_stream(device)), "attend launch");
+  check_cuda(launch<Config>(p, multiprocessor_count(device.device_id), device.device_id, current_stream(device)), "attend launch");
 }
 
 }  // namespace prism::attend

@@ -13,6 +13,10 @@ CUTE_DEVICE void cluster_arrive() {
   __cluster_barrier_arrive();
 }
 CUTE_DEVICE void cluster_wait() { __cluster_barrier_wait(); }
+CUTE_DEVICE void cluster_sync() {
+  cluster_arrive();
+  cluster_wait();
+}
 
 // The object in CTA `rank` that lies where `mine` lies here. mine: in dynamic shared memory.
 template <class T>

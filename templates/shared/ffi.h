@@ -69,6 +69,9 @@ inline void check_strides(TensorView const& t, char const* name) {
     TVM_FFI_THROW(ValueError) << name << " must have a contiguous last dim, its stride is " << t.stride(-1);
   }
   for (int d = 0; d + 1 < t.ndim(); ++d) {
+    if (t.size(d) > 1 && t.stride(d) == 0) {
+      TVM_FFI_THROW(ValueError) << name << ".stride(" << d << ") is 0: expanded tensors are not taken; call .contiguous()";
+    }
     if (t.size(d) > 1 && (t.stride(d) * elem_bytes) % kAlignBytes != 0) {
       TVM_FFI_THROW(ValueError) << name << ".stride(" << d << ") is " << t.stride(d) << " elements, expected a multiple of "
                                 << kAlignBytes / elem_bytes << "; call .contiguous()";

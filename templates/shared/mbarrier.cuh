@@ -18,6 +18,17 @@ __device__ __forceinline__ void arrive_at(Barrier const& barrier) {
   barrier.arrive();
 }
 
+// At the barrier that lies where `barrier` does in CTA `rank` of the cluster; rank may be this CTA's own.
+template <class Barrier>
+__device__ __forceinline__ void arrive_at_peer(Barrier const& barrier, int rank) {
+  asm volatile("" ::: "memory");
+  barrier.arrive(uint32_t(rank));
+}
+
+// Orders this thread's accesses to the shared memory of the cluster: before an arrival at a peer that tells of what was written
+// there, and after a wait for one. The barrier itself orders memory inside a CTA only.
+__device__ __forceinline__ void fence_cluster() { asm volatile("fence.acq_rel.cluster;" ::: "memory"); }
+
 template <class Barrier>
 __device__ __forceinline__ void arrive_and_expect_at(Barrier const& barrier, uint32_t bytes) {
   asm volatile("" ::: "memory");

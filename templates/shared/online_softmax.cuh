@@ -3,6 +3,11 @@
 // Accumulator layout of wgmma m64nNk16, thread t of the warp group: element 4*n + 2*r + c lies at
 //   row  16*(t/32) + (t%32)/4 + 8*r,   column  8*n + 2*(t%4) + c.
 // So a thread holds two rows (r = 0, 1), each shared by the four threads of a quad.
+//
+// A row's reference point is the largest logit of its first keys, and is not compared with every later one before the
+// exponentials are taken. They are taken against the point at hand, and the largest *result* is watched: probabilities are
+// positive, so that a three-way integer maximum finds it in the issue slots that the special-function unit leaves idle. Only when
+// it shows that the point is too low is the point moved and what was computed brought along.
 #pragma once
 
 #include <cute/tensor.hpp>
@@ -11,63 +16,46 @@ namespace prism {
 
 struct OnlineSoftmax {
   static constexpr int kRows = 2;  // rows a thread holds
-  // The accumulator is rescaled only when a row maximum has grown by more than this (log2 units); the final division by the row
-  // sum is exact about the reference point. It is not larger, because the largest probability of a row is then rounded to 16
-  // bits where it would have been exactly 1: at 1, that probability is at most 2 beside a sum of at least 3, and the rounding
-  // error stays within 1.25 times that of eager rescaling (at 8 it tripled in rows that one key dominates: seen on an H200).
-  static constexpr float kRescaleThreshold = 1.0f;
+  // The point moves when a probability exceeds this. It is not larger, because the largest probability of a row is then rounded
+  // to 16 bits where it would have been exactly 1: at 2, that probability is at most 2 beside a sum of at least 3, and the
+  // rounding error stays within 1.25 times that of moving it always (at 2^8 it tripled in rows that one key dominates: seen on an
+  // H200).
+  static constexpr float kMostProbability = 2.0f;
+  // Beyond this a step's logits are computed again: 2^127 is the last that fp32 holds, and a row of 2^64s still has a finite sum.
+  static constexpr float kMostGrowth = 0x1p64f;
 
-  float scale_log2;      // softmax_scale * log2(e)
-  float row_max[kRows];  // reference point of the exponentials, in units of unscaled logits
-  float row_sum[kRows];  // this thread's share; the quad is summed once, at the end
-  float o_scale[kRows];  // what the output accumulator must be multiplied by after the last step
+  float scale_log2;        // softmax_scale * log2(e)
+  float reference[kRows];  // the point that exponents are counted from, log2 units; 0 until the row has seen a key
+  float row_sum[kRows];    // this thread's share; the quad is summed once, at the end
+  float o_scale[kRows];    // what the output accumulator must be multiplied by after a step that returned true
+  bool seen[kRows];        // whether the row has seen a key
+  bool all_seen;           // whether every row of this warp has
 
   __device__ __forceinline__ explicit OnlineSoftmax(float scale) : scale_log2(scale) { reset(); }
 
   __device__ __forceinline__ void reset() {
     CUTE_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      row_max[r] = -INFINITY;
+      reference[r] = 0.0f;
       row_sum[r] = 0.0f;
+      seen[r] = false;
     }
+    all_seen = false;
   }
 
-  // Turns logits into unnormalised probabilities in place. Returns true if the output accumulator must be rescaled by o_scale.
-  template <class Tensor>
-  __device__ __forceinline__ bool step(Tensor& tS) {
-    // One running maximum a row and column parity: four chains hide the latency that two would show.
-    float partial[2 * kRows];
+  // Turns logits into unnormalised probabilities in place; hidden logits are -inf. recompute() puts the logits back.
+  // Returns true if the output accumulator must be rescaled by o_scale.
+  template <class Tensor, class Recompute>
+  __device__ __forceinline__ bool step(Tensor& tS, Recompute const& recompute) {
+    if (!all_seen) find_first_references(tS);
+    float sum[kRows];
+    int top[kRows];
+    exponentiate(tS, sum, top);
+    bool const grown = __any_sync(~0u, max(top[0], top[1]) > __float_as_int(kMostProbability));
+    if (grown) move_references(tS, sum, top, recompute);
     CUTE_UNROLL
-    for (int i = 0; i < 2 * kRows; ++i) partial[i] = fmaxf(row_max[i / 2], tS(i));
-    CUTE_UNROLL
-    for (int i = 2 * kRows; i < cute::size(tS); ++i) partial[i % 4] = fmaxf(partial[i % 4], tS(i));
-    float new_max[kRows];
-    CUTE_UNROLL
-    for (int r = 0; r < kRows; ++r) new_max[r] = fmaxf(partial[2 * r], partial[2 * r + 1]);
-    bool grown = false;
-    CUTE_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      new_max[r] = fmaxf(new_max[r], __shfl_xor_sync(~0u, new_max[r], 1));
-      new_max[r] = fmaxf(new_max[r], __shfl_xor_sync(~0u, new_max[r], 2));
-      grown |= (new_max[r] - row_max[r]) * scale_log2 > kRescaleThreshold;  // NaN (-inf minus -inf) compares false
-    }
-    bool const rescale = __any_sync(~0u, grown);
-    if (rescale) {
-      CUTE_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        o_scale[r] = exp2f((row_max[r] - finite_or_zero(new_max[r])) * scale_log2);
-        row_sum[r] *= o_scale[r];
-        row_max[r] = new_max[r];
-      }
-    }
-    float offset[kRows];
-    CUTE_UNROLL
-    for (int r = 0; r < kRows; ++r) offset[r] = finite_or_zero(row_max[r]) * scale_log2;
-    CUTE_UNROLL
-    for (int i = 0; i < cute::size(tS); ++i) tS(i) = exp2f(tS(i) * scale_log2 - offset[(i / 2) % 2]);
-    CUTE_UNROLL
-    for (int i = 0; i < cute::size(tS); ++i) row_sum[(i / 2) % 2] += tS(i);
-    return rescale;
+    for (int r = 0; r < kRows; ++r) row_sum[r] += sum[r];
+    return grown;
   }
 
   // Multiplies the output accumulator by o_scale.
@@ -85,16 +73,91 @@ struct OnlineSoftmax {
     for (int r = 0; r < kRows; ++r) {
       row_sum[r] += __shfl_xor_sync(~0u, row_sum[r], 1);
       row_sum[r] += __shfl_xor_sync(~0u, row_sum[r], 2);
-      bool const seen = row_sum[r] > 0.0f;
-      o_scale[r] = seen ? 1.0f / row_sum[r] : 0.0f;
-      lse[r] = seen ? kLn2 * (row_max[r] * scale_log2 + log2f(row_sum[r])) : -INFINITY;
+      o_scale[r] = seen[r] ? 1.0f / row_sum[r] : 0.0f;
+      lse[r] = seen[r] ? kLn2 * (reference[r] + log2f(row_sum[r])) : -INFINITY;
     }
     rescale(tO);
   }
 
  private:
-  // The reference point of a row that has seen no key yet: any finite value, since every probability is exp2(-inf) = 0.
-  static __device__ __forceinline__ float finite_or_zero(float m) { return m == -INFINITY ? 0.0f : m; }
+  // sum: of this thread's probabilities in each row. top: the largest of them, as the bits of a float.
+  template <class Tensor>
+  __device__ __forceinline__ void exponentiate(Tensor& tS, float (&sum)[kRows], int (&top)[kRows]) const {
+    CUTE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      sum[r] = 0.0f;
+      top[r] = 0;
+    }
+    CUTE_UNROLL
+    for (int i = 0; i < cute::size(tS); i += 2) {
+      int const r = (i / 2) % 2;
+      tS(i) = exp2f(tS(i) * scale_log2 - reference[r]);
+      tS(i + 1) = exp2f(tS(i + 1) * scale_log2 - reference[r]);
+      sum[r] += tS(i);
+      sum[r] += tS(i + 1);
+      top[r] = __vimax3_s32(top[r], __float_as_int(tS(i)), __float_as_int(tS(i + 1)));
+    }
+  }
+
+  // The largest logit of each row, over the quad that shares it.
+  template <class Tensor>
+  static __device__ __forceinline__ void row_max(Tensor const& tS, float (&result)[kRows]) {
+    CUTE_UNROLL
+    for (int r = 0; r < kRows; ++r) result[r] = -INFINITY;
+    CUTE_UNROLL
+    for (int i = 0; i < cute::size(tS); ++i) result[(i / 2) % 2] = fmaxf(result[(i / 2) % 2], tS(i));
+    CUTE_UNROLL
+    for (int r = 0; r < kRows; ++r) result[r] = quad_max(result[r]);
+  }
+
+  static __device__ __forceinline__ float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+    return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+  }
+
+  // Gives a point to rows that had none; they hold no sum and no output yet.
+  template <class Tensor>
+  __device__ __forceinline__ void find_first_references(Tensor const& tS) {
+    float largest[kRows];
+    row_max(tS, largest);
+    CUTE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      if (!seen[r] && largest[r] > -INFINITY) {
+        reference[r] = largest[r] * scale_log2;
+        seen[r] = true;
+      }
+    }
+    all_seen = __all_sync(~0u, seen[0] && seen[1]);
+  }
+
+  // Moves the points of rows that have outgrown them, and brings along this step's probabilities and all sums.
+  template <class Tensor, class Recompute>
+  __device__ __forceinline__ void move_references(Tensor& tS, float (&sum)[kRows], int (&top)[kRows], Recompute const& recompute) {
+    float largest[kRows];
+    CUTE_UNROLL
+    for (int r = 0; r < kRows; ++r) largest[r] = quad_max(__int_as_float(top[r]));
+    if (__any_sync(~0u, fmaxf(largest[0], largest[1]) > kMostGrowth)) {
+      recompute();
+      row_max(tS, largest);
+      CUTE_UNROLL
+      for (int r = 0; r < kRows; ++r) move_reference(r, fmaxf(largest[r] * scale_log2 - reference[r], 0.0f));
+      exponentiate(tS, sum, top);
+    } else {
+      CUTE_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        move_reference(r, largest[r] > 1.0f ? log2f(largest[r]) : 0.0f);
+        sum[r] *= o_scale[r];
+      }
+      rescale(tS);
+    }
+  }
+
+  // growth: log2 units, at least 0.
+  __device__ __forceinline__ void move_reference(int r, float growth) {
+    reference[r] += growth;
+    o_scale[r] = exp2f(-growth);
+    row_sum[r] *= o_scale[r];
+  }
 };
 
 }  // namespace prism

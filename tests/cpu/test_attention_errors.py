@@ -82,13 +82,13 @@ def test_grad_leaves_pass_under_no_grad(attention: PrismAttention) -> None:
 
 def test_wrong_device() -> None:
     """Tensors that are not where the kernels were resolved; "meta" stands for any other device."""
-    rules = TensorRules(9, 3, 64, (torch.bfloat16,), torch.device("meta"))
+    rules = TensorRules(9, 3, 64, 1, (torch.bfloat16,), torch.device("meta"))
     with pytest.raises(DeviceError, match=r"q is on cpu, this PrismAttention was resolved for meta[\s\S]*move q"):
         check_qkv(zeros(), zeros(heads=3), zeros(heads=3), rules, (64, 64))
 
 
 def test_the_cuda_dtype_is_the_models_alone() -> None:
-    rules = TensorRules(9, 3, 64, (torch.bfloat16,), None)
+    rules = TensorRules(9, 3, 64, 1, (torch.bfloat16,), None)
     half = [zeros(heads=h, dtype=torch.float16) for h in (9, 3, 3)]
     with pytest.raises(TensorError, match=r"q is torch\.float16[\s\S]*available: torch\.bfloat16\n"):
         check_qkv(*half, rules, (64, 64))

@@ -216,7 +216,8 @@ def test_failures_are_printed_last_with_their_problems(capsys: pytest.CaptureFix
 
 def test_the_reference_stands_in_for_every_family_and_block_shape() -> None:
     kernels = reference_kernels()
-    shapes = {(k.problem.block_size_q, k.problem.block_size_k) for k in of_family(kernels, "attend")}
-    assert shapes == {(128, 128), (128, 64), (64, 64)}
+    problems = [k.problem for k in of_family(kernels, "attend")]
+    shapes = {(p.block_size_q, p.block_size_k, p.heads_per_list) for p in problems}
+    assert shapes == {(128, 128, 1), (128, 64, 1), (64, 64, 1), (32, 64, 4)}
     assert len(of_family(kernels, "pool")) == 2  # one a dtype, for every pair of block sizes
     assert len(of_family(kernels, "select")) == 1

@@ -49,6 +49,20 @@ def test_attend_matches_naive(shape: Shape, heads: Heads) -> None:
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_list_shared_by_a_group_is_that_list_for_each_of_its_heads(shape: Shape, heads: Heads) -> None:
+    q, k, v = tensors(shape, heads)
+    grid = BlockGrid(*shape)
+    shared = torch.rand(heads[0], heads[2], grid.num_q_blocks, grid.num_k_blocks) < 0.4
+    each = shared.repeat_interleave(heads[1] // heads[2], 1)
+    got, want = (
+        reference.attend(q, k, v, Selection.from_mask(mask, grid), softmax_scale=0.3) for mask in (shared, each)
+    )
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_everything_selected_is_dense_causal_attention(shape: Shape, heads: Heads) -> None:
     q, k, v = tensors(shape, heads)
     selection = Selection.all_visible(BlockGrid(*shape), heads[0], heads[1], q.device)

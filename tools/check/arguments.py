@@ -61,15 +61,17 @@ def _token_mistakes(name: str) -> tuple[Mistake, ...]:
         *_tensor_mistakes(name),
         Mistake(name, "misaligned", _misaligned),
         Mistake(name, "last-dim-strided", _transposed_last),
+        Mistake(name, "expanded", lambda x: x[:, :1].expand(x.shape), says=name),
         Mistake(name, "odd-stride", lambda x: torch.nn.functional.pad(x, (0, 1))[..., :-1]),
     )
 
 
 def _attend_arguments(kernel: Kernel, device: torch.device) -> dict[str, Any]:
     problem = kernel.problem
-    q, k, v = TOKENS.qkv(problem.head_dim, kernel.dtype, device)
-    grid = TOKENS.grid(problem.block_size_q, problem.block_size_k)
-    indices, counts = compact(TOKENS.block_mask(grid, device))
+    case = TOKENS.shared_by(problem.heads_per_list)
+    q, k, v = case.qkv(problem.head_dim, kernel.dtype, device)
+    grid = case.grid(problem.block_size_q, problem.block_size_k)
+    indices, counts = compact(case.block_mask(grid, device, problem.heads_per_list))
     return {
         "q": q,
         "k": k,
@@ -151,9 +153,10 @@ MISTAKES: dict[str, tuple[Mistake, ...]] = {
     "attend": (
         *(mistake for name in ("q", "k", "v", "out") for mistake in _token_mistakes(name)),
         *(mistake for name in ("lse", "block_counts", "tile_counter") for mistake in _tensor_mistakes(name)),
+        Mistake("lse", "strided", lambda lse: lse.transpose(1, 2).contiguous().transpose(1, 2)),
         *(m for m in _tensor_mistakes("block_indices") if m.label != "too-long"),  # any capacity of the lists is right
         Mistake("q", "longer-than-k", lambda q: torch.cat([q, q], 1), says="seqlen_q"),
-        Mistake("q", "heads", lambda q: q[:, :, :3].contiguous(), says="num_q_heads"),
+        Mistake("q", "heads", lambda q: q[:, :, :-1].contiguous(), says="num_q_heads"),
         Mistake("v", "shorter-than-k", lambda v: v[:, 1:]),
         Mistake("out", "other-heads", lambda out: out[:, :, 1:]),
         Mistake("block_counts", "other-rows", lambda counts: counts[..., :-1].contiguous()),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.masks import attend_flops, causal_block_mask, compact, density_of
 from benchmarks.peers import Peer, Problem, attend_peers
-from benchmarks.timing import host_cost_us, measure
+from benchmarks.timing import host_cost_us, measure, measure_rested
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.selection import visible_blocks
 from tools.check import oracle
@@ -25,6 +25,9 @@ NUM_SPOTS = 4  # (head, query block) pairs of a large problem that are compared 
 PEER_TOLERANCE = 2e-2  # norm of the difference / norm: two bf16 roundings are below 5e-3
 # Host cost does not depend on the length, so it is taken where draining the queue of HOST_CALLS launches is quick.
 HOST_CALLS, HOST_MAX_TOKENS = 100, 8192
+# From this length on a launch is long enough for the power limit to slow the chip down, so it is timed rested as well.
+RESTED_MIN_TOKENS = 65536
+UNEVEN_TOKENS = 32768  # the length at which one dense head is put beside sparse ones
 
 
 def spot_check(found: Findings, problem: Problem, out: Tensor) -> None:
@@ -44,7 +47,7 @@ def _share_of_limit(problem: Problem, out: Tensor, head: int, block: int) -> flo
     grid = problem.grid
     start, stop = block * grid.block_size_q, min((block + 1) * grid.block_size_q, grid.seqlen_q)
     window = BlockGrid(stop - start, stop + grid.prefix, grid.block_size_q, grid.block_size_k)
-    row = problem.block_mask[head, block, : window.num_k_blocks]
+    row = problem.head_mask[head, block, : window.num_k_blocks]
     tokens = oracle.token_mask(row[None, None, None], window)
     kv_head = head // (problem.q.shape[2] // problem.k.shape[2])
     chosen = tokens.any(-2).flatten()  # only keys that a query of the block sees, so that float64 stays small at 128K
@@ -56,8 +59,10 @@ def _share_of_limit(problem: Problem, out: Tensor, head: int, block: int) -> flo
     return oracle.max_abs(out[:, start:stop, head : head + 1].double() - exact) / limit
 
 
-def make_problem(kernel: Kernel, seqlen: int, density: float, options: Options, device: torch.device) -> Problem:
-    """Seeded normal inputs and a mask for one figure, batch 1."""
+def make_problem(
+    kernel: Kernel, seqlen: int, density: float, options: Options, device: torch.device, *, first_dense: bool = False
+) -> Problem:
+    """Seeded normal inputs and a mask for one figure, batch 1. first_dense: the first list selects everything."""
     spec = kernel.problem
     draw = torch.Generator(device=device).manual_seed(0)
     q, k, v = (
@@ -65,7 +70,9 @@ def make_problem(kernel: Kernel, seqlen: int, density: float, options: Options, 
         for heads in (options.num_q_heads, options.num_kv_heads, options.num_kv_heads)
     )
     grid = BlockGrid(seqlen, seqlen, spec.block_size_q, spec.block_size_k)
-    mask = causal_block_mask(grid, options.num_q_heads, density, device=device)
+    mask = causal_block_mask(grid, options.num_q_heads // spec.heads_per_list, density, device=device)
+    if first_dense:
+        mask[0] = visible_blocks(grid, device)
     return Problem(q, k, v, mask, grid, spec.head_dim**-0.5)
 
 
@@ -78,12 +85,23 @@ def prepare_launch(kernel: Kernel, problem: Problem) -> tuple[Callable[[], objec
     return partial(kernel.launch, problem.q, problem.k, problem.v, out, None, indices, counts, scale, counter), out
 
 
+def add_timing(found: Findings, call: Callable[[], object], flops: float, problem: Problem) -> float:
+    """Times a call back to back, and long ones also rested; returns the TFLOP/s back to back."""
+    timing = measure(call, problem.q.device)
+    tflops = flops / timing.median_ms / 1e9
+    found.figures.update(timing.record(), tflops=round(tflops, 1))
+    if problem.q.is_cuda and problem.grid.seqlen_q >= RESTED_MIN_TOKENS:
+        rested = measure_rested(call, problem.q.device)
+        found.figures["rested_ms"] = round(rested.median_ms, 5)
+        found.figures["rested_tflops"] = round(flops / rested.median_ms / 1e9, 1)
+    return tflops
+
+
 def time_kernel(problem: Problem, launch: Callable[[], object], out: Tensor, ceiling_tflops: float) -> Findings:
     """One figure of ours and its spot check."""
     found = Findings()
-    timing = measure(launch, out.device)
-    tflops = attend_flops(problem.block_mask, problem.grid, out.shape[-1]) / timing.median_ms / 1e9
-    found.figures.update(timing.record(), tflops=round(tflops, 1), of_ceiling=round(tflops / ceiling_tflops, 3))
+    tflops = add_timing(found, launch, attend_flops(problem.head_mask, problem.grid, out.shape[-1]), problem)
+    found.figures["of_ceiling"] = round(tflops / ceiling_tflops, 3)
     if out.is_cuda and problem.grid.seqlen_q <= HOST_MAX_TOKENS:
         found.figures["host_us"] = round(host_cost_us(launch, out.device, calls=HOST_CALLS), 2)
     spot_check(found, problem, out)
@@ -95,13 +113,11 @@ def time_peer(problem: Problem, peer: Peer, ours: Tensor) -> Findings:
     found = Findings()
     call = peer.prepare(problem)
     theirs = call()
-    timing = measure(call, ours.device)
-    mask = problem.block_mask
+    mask = problem.head_mask
     work = mask if peer.sparse else visible_blocks(problem.grid, ours.device).expand_as(mask)
-    tflops = attend_flops(work, problem.grid, ours.shape[-1]) / timing.median_ms / 1e9
-    found.figures.update(timing.record(), tflops=round(tflops, 1))
+    add_timing(found, call, attend_flops(work, problem.grid, ours.shape[-1]), problem)
     if peer.sparse:
-        distance = float((theirs.float() - ours.float()).norm() / ours.float().norm())
+        distance = float((theirs.reshape(ours.shape).float() - ours.float()).norm() / ours.float().norm())
         found.figures["distance_to_ours"] = distance
         found.require(distance <= PEER_TOLERANCE, f"the output differs from ours by {distance:.3g} of its norm")
     return found
@@ -110,7 +126,7 @@ def time_peer(problem: Problem, peer: Peer, ours: Tensor) -> Findings:
 def run(kernels: list[Kernel], report: Report, options: Options) -> None:
     """Every attend kernel of the asked dtypes on every length and density, each with its peers."""
     ceiling = report_ceilings(report)["tflops"]
-    known = attend_peers(options.prism_src)
+    known = attend_peers(options.prism_src, options.flashprefill_lib)
     dense_timed: set[tuple[object, ...]] = set()
     for kernel in of_family(kernels, "attend"):
         if kernel.problem.dtype not in options.speed_dtypes:
@@ -128,6 +144,16 @@ def run(kernels: list[Kernel], report: Report, options: Options) -> None:
                     dense_timed.add(once)
                     _report_peer(report, peer, problem, out, f"{kernel.name}-{case}")
                 del problem, launch, out
+        if UNEVEN_TOKENS in options.lengths:
+            _report_uneven(kernel, report, options, ceiling)
+
+
+def _report_uneven(kernel: Kernel, report: Report, options: Options, ceiling: float) -> None:
+    """One dense head beside sparse ones: whether the tiles still fill the chip to the end."""
+    problem = make_problem(kernel, UNEVEN_TOKENS, min(options.densities), options, report.device, first_dense=True)
+    launch, out = prepare_launch(kernel, problem)
+    case = f"n{UNEVEN_TOKENS}-one-list-dense"
+    report.case(kernel.name, case, partial(time_kernel, problem, launch, out, ceiling), show=True)
 
 
 def _report_peer(report: Report, peer: Peer, problem: Problem, out: Tensor, case: str) -> None:

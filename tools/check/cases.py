@@ -5,7 +5,7 @@ Owns which shapes are tried. Must not judge answers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -41,6 +41,10 @@ class Case:
         gain = "" if self.gain == 1.0 else f"-gain{self.gain:g}"
         return f"q{self.seqlen_q}k{self.seqlen_k}-b{self.batch}-{heads}-{self.layout}-{self.mask}{gain}{tail}"
 
+    def shared_by(self, heads_per_list: int) -> Case:
+        """This case with groups of that many q heads; as it is for a list per q head."""
+        return self if heads_per_list == 1 else replace(self, num_q_heads=self.num_kv_heads * heads_per_list)
+
     def grid(self, block_size_q: int, block_size_k: int) -> BlockGrid:
         """This case's lengths in blocks of the given sizes."""
         return BlockGrid(self.seqlen_q, self.seqlen_k, block_size_q, block_size_k)
@@ -55,10 +59,14 @@ class Case:
         )
         return poisoned_qkv(q * self.gain, k, v, self.layout)
 
-    def block_mask(self, grid: BlockGrid, device: torch.device) -> Tensor:
-        """The case's mask, bool [batch, num_q_heads, num_q_blocks, num_k_blocks]; never a block out of sight."""
+    def block_mask(self, grid: BlockGrid, device: torch.device, heads_per_list: int = 1) -> Tensor:
+        """The case's mask, bool [batch, num_lists, num_q_blocks, num_k_blocks]; never a block out of sight.
+
+        num_lists: num_q_heads // heads_per_list.
+        """
         visible = visible_blocks(grid, device)
-        shape = (self.batch, self.num_q_heads, *visible.shape)
+        num_lists = self.num_q_heads // heads_per_list
+        shape = (self.batch, num_lists, *visible.shape)
         if self.mask == "all":
             return visible.expand(shape).clone()
         if self.mask == "empty":
@@ -68,9 +76,7 @@ class Case:
         if self.mask == "scattered":
             draw = torch.Generator(device=device).manual_seed(grid.num_k_blocks)
             return (torch.rand(shape, generator=draw, device=device) < SCATTERED_DENSITY) & visible
-        masks = [
-            causal_block_mask(grid, self.num_q_heads, SPARSE_DENSITY, seed=b, device=device) for b in range(self.batch)
-        ]
+        masks = [causal_block_mask(grid, num_lists, SPARSE_DENSITY, seed=b, device=device) for b in range(self.batch)]
         return torch.stack(masks)
 
 
@@ -102,6 +108,8 @@ LISTS = (
     Case(130, 777, mask="diagonal"),
     Case(640, 640, gain=8.0, mask="all"),
     Case(384, 700, gain=0.05, mask="scattered"),
+    Case(300, 900, gain=300.0),  # logits that leap by more than 2^64 from one step to the next
+    Case(640, 640, gain=300.0, mask="scattered"),
     Case(2048, 2048, num_q_heads=8, num_kv_heads=2),
 )
 ATTEND_CASES = (*RAGGED, *PREFIXED, *GROUPS, *LISTS)

@@ -30,7 +30,7 @@ TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 REFERENCE_DTYPES = ("bf16", "fp16")
 REFERENCE_HEAD_DIM = 64
 REFERENCE_ROPES = ((REFERENCE_HEAD_DIM, False), (REFERENCE_HEAD_DIM // 2, True))  # rotary_dim, interleaved
-REFERENCE_BLOCKS = ((128, 128), (128, 64), (64, 64))
+REFERENCE_BLOCKS = ((128, 128, 1), (128, 64, 1), (64, 64, 1), (32, 64, 4))  # q tokens, k tokens, heads per list
 
 Launch = Callable[..., object]
 
@@ -107,9 +107,11 @@ def reference_kernels() -> list[Kernel]:
     ]
     select = SelectProblem(head_dim=REFERENCE_HEAD_DIM, high_dims=high, low_dims=low)
     attends = [
-        AttendProblem(dtype=dtype, head_dim=REFERENCE_HEAD_DIM, block_size_q=q, block_size_k=k)
+        AttendProblem(
+            dtype=dtype, head_dim=REFERENCE_HEAD_DIM, block_size_q=q, block_size_k=k, heads_per_list=heads_per_list
+        )
         for dtype in REFERENCE_DTYPES
-        for q, k in REFERENCE_BLOCKS
+        for q, k, heads_per_list in REFERENCE_BLOCKS
     ]
     return [
         *(Kernel(kernel_spec("pool", "sm90", p), _ReferencePool(p)) for p in pools),

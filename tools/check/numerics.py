@@ -26,7 +26,7 @@ def check_attend(kernel: Kernel, case: Case, device: torch.device) -> Findings:
     found, problem = Findings(), kernel.problem
     grid = case.grid(problem.block_size_q, problem.block_size_k)
     q, k, v = case.qkv(problem.head_dim, kernel.dtype, device)
-    block_mask = case.block_mask(grid, device)
+    block_mask = case.block_mask(grid, device, problem.heads_per_list)
     indices, counts = compact(block_mask)
     scale = problem.head_dim**-0.5
     out = guarded_like(q, case.layout)
@@ -44,7 +44,7 @@ def check_attend(kernel: Kernel, case: Case, device: torch.device) -> Findings:
     found.require(_same_bits(results[0], results[1]), "two launches differ")
     found.require(out.intact(), "wrote outside out")
     found.require(lse is None or lse.intact(), "wrote outside lse")
-    mask = oracle.token_mask(block_mask, grid)
+    mask = oracle.token_mask(block_mask.repeat_interleave(problem.heads_per_list, 1), grid)
     exact, exact_lse = oracle.attend(q, k, v, mask, scale)
     _judge_out(found, out.view, exact, oracle.torch_attend(q, k, v, mask, scale))
     if lse is not None:
@@ -89,6 +89,7 @@ def run(kernels: list[Kernel], report: Report, *, quick: bool) -> None:
     rotation.run(kernels, report, quick=quick)
     for kernel in of_family(kernels, "attend"):
         group = Group(report, kernel.name)
-        for case in QUICK_CASES if quick else ATTEND_CASES:
+        shared = (case.shared_by(kernel.problem.heads_per_list) for case in (QUICK_CASES if quick else ATTEND_CASES))
+        for case in dict.fromkeys(shared):
             group.case(str(case), partial(check_attend, kernel, case, report.device))
         group.close()

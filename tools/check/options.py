@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.peers import attend_peers
 from tools.check.kernels import TORCH_DTYPES
 
-SECTIONS = ("build", "numerics", "select", "graph", "attend_speed", "pool_speed", "select_speed", "sanitizer")
+SECTIONS = ("build", "numerics", "select", "graph", "attend_speed", "pool_speed", "select_speed", "power", "sanitizer")
 # What the sanitizer section runs under compute-sanitizer: a section for workers only.
 SANITIZED = "sanitized"
 DEFAULT_TIMEOUT_S = 150.0  # of one section: each is meant to end within 60 s, compute-sanitizer within 150
@@ -44,6 +44,7 @@ class Options:
     speed_dtypes: tuple[str, ...]
     peers: tuple[str, ...]
     prism_src: str | None
+    flashprefill_lib: str | None
     commit: str | None
     worker: str
 
@@ -93,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--speed-dtypes", type=_listed(tuple(TORCH_DTYPES)), default=("bf16",), help="default bf16")
     add("--peers", type=_listed(PEERS), default=(), help="comma-separated: " + ", ".join(PEERS))
     add("--prism-src", help="checkout of the official Prism, for its peers")
+    add("--flashprefill-lib", help="library of FlashPrefill V2, made by tools/build_flashprefill.py, for its peer")
     add("--commit", help="commit of this tree, where .git is absent")
     add("--worker", choices=(*SECTIONS, SANITIZED), default="", help=argparse.SUPPRESS)
     return parser

@@ -71,7 +71,8 @@ def run_sanitized(kernels: list[Kernel], report: Report, device: torch.device) -
             continue
         for case in SANITIZER_CASES:
             if kernel.spec.family == "attend":
-                report.case(kernel.name, str(case), partial(check_attend, kernel, case, report.device))
+                shared = case.shared_by(kernel.problem.heads_per_list)
+                report.case(kernel.name, str(shared), partial(check_attend, kernel, shared, report.device))
                 continue
             if kernel.spec.family == "rotate":
                 turned = partial(check_rotate, kernel, case, report.device, start=100, block_sizes=(64, 128))

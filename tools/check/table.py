@@ -11,8 +11,9 @@ from typing import Any
 
 Record = dict[str, Any]
 # Columns of a figure: the first key that a record holds is shown.
-MAIN_FIGURES = ("tflops", "total_ms", "tbps", "skipped")
-ATTEND_FIGURES = ("ms", "spread", "of_ceiling", "host_us", "of_copy", "times_rotation")
+MAIN_FIGURES = ("tflops", "sustained_tflops", "total_ms", "tbps", "skipped")
+ATTEND_FIGURES = ("ms", "spread", "rested_tflops", "of_ceiling", "host_us", "of_copy", "times_rotation")
+POWER_FIGURES = ("watts", "joules_per_tflop", "clock_mhz")
 SELECT_FIGURES = ("pool_ms", "select_ms", "graph_ms", "floor_ms", "density")
 MAX_PROBLEM_CHARS = 600
 
@@ -28,7 +29,9 @@ def print_table(records: list[Record]) -> None:
         main = next((f"{record[key]} {key}" for key in MAIN_FIGURES if key in record), "")
         if not main:
             continue
-        side = ", ".join(f"{key} {record[key]}" for key in ATTEND_FIGURES + SELECT_FIGURES if key in record)
+        side = ", ".join(
+            f"{key} {record[key]}" for key in ATTEND_FIGURES + POWER_FIGURES + SELECT_FIGURES if key in record
+        )
         print(f"{record['what']:<34} {record['case']:<42} {main:<18} {side}", flush=True)
 
 

@@ -1,10 +1,12 @@
-// A consumer warp group: 64 query rows against the tile's key blocks. Owns the matrix products, the mask, the online
+// A consumer warp group: 64 query rows against the tile's list entries. Owns the matrix products, the mask, the online
 // softmax and the output; takes what to do from shared memory only.
 //
-// The next block's S = Q K^T runs on the tensor cores under this block's softmax, and the two warp groups take turns through
-// named barriers, so that one's exponentials run under the other's products.
+// The next step's S = Q K^T runs on the tensor cores under this step's softmax, and the two warp groups of a list take turns through
+// named barriers, so that one's exponentials run under the other's products. At a tile's end the next tile's first Q K^T is issued
+// behind the last P V, and runs while the output is written.
 #pragma once
 
+#include <cute/arch/copy_sm90_tma.hpp>
 #include <cutlass/numeric_conversion.h>
 
 #include <climits>
@@ -18,78 +20,128 @@
 
 namespace prism::attend {
 
-template <class Traits, class TmaO>
+template <class Traits>
 class Consumer {
   using Element = typename Traits::Element;
   using Storage = typename Traits::SharedStorage;
   using Tile = typename Traits::Tile;
-  using Step = attend::Step<Traits::kBlocksPerTile>;
+  using Step = attend::Step<Traits::kEntriesPerStep>;
   static constexpr int kRows = Traits::kRowsPerWarpGroup;
   static constexpr int kThreads = 128;  // of this warp group
-  // One list: both warp groups compute every block and take turns. Two lists: one may compute while the other skips.
+  // One list: every warp group computes every step. Two lists: one may compute while the other skips.
   static constexpr bool kOneList = Traits::kLists == 1;
+  static constexpr bool kTurns = kOneList && Traits::kWarpGroups == 2;
+  static constexpr bool kOverlapTiles = kOneList && Traits::kQStages == 2;
 
   static constexpr int kNoSlot = -1;
+
+  // The first step of a tile, whose Q K^T is issued, and the slot of its K.
+  struct Opened {
+    Step step;
+    int k_slot;
+  };
 
   // Named barriers: one a warp group for its turn, one a warp group for its output tile.
   static constexpr int kTurnBarrier = 0;
   static constexpr int kOutputBarrier = kTurnBarrier + Traits::kWarpGroups;
 
  public:
-  __device__ __forceinline__ Consumer(Params const& params, TmaO const& tma_o, Storage& smem, int warp_group, int thread)
-      : params_(params), tma_o_(tma_o), smem_(smem), warp_group_(warp_group), thread_(thread) {}
+  __device__ __forceinline__ Consumer(Params const& params, Storage& smem, int rank, int warp_group, int thread)
+      : params_(params), smem_(smem), rank_(rank), warp_group_(warp_group), thread_(thread) {}
 
   __device__ __forceinline__ void run() {
     using namespace cute;
     auto tOrO = partition_fragment_C(mma_pv_, Shape<typename Traits::Rows, typename Traits::HeadDim>{});
     auto tSrS = partition_fragment_C(mma_qk_, Shape<typename Traits::Rows, typename Traits::TileN>{});
     auto tOrP = make_tensor<Element>(partition_shape_A(mma_pv_, Shape<typename Traits::Rows, typename Traits::TileN>{}));
-    auto tSrQ = make_q_fragment();
     OnlineSoftmax softmax(params_.softmax_scale_log2);
 
-    if (kOneList && warp_group_ == 1) pass_turn(0);  // warp group 0 goes first
+    clear_unused_rows();
+    if (kTurns && warp_group_ == 1) pass_turn(0);  // warp group 0 goes first
 
-    while (true) {
-      wait_at(smem_.q_full[q_ring_.slot], q_ring_.phase);
-      Tile const tile = smem_.tiles[q_ring_.slot];
-      if (tile.q_tile < 0) break;
-      row0_ = tile.q_tile * Traits::kTileM + warp_group_ * kRows;
+    Opened opened{};
+    Tile tile = await_tile();
+    if constexpr (kOverlapTiles) open(tile, opened, tSrS);
+    while (tile.q_tile >= 0) {
+      position0_ = Traits::first_position(tile.q_tile, rank_, warp_group_);
       softmax.reset();
       clear(tOrO);
-      if (tile.num_blocks > 0) {
-        fetch_q(tSrQ);
-        if constexpr (kOneList) walk_one(softmax, tSrQ, tSrS, tOrP, tOrO);
-        else walk_union(softmax, tSrQ, tSrS, tOrP, tOrO);
+      if constexpr (!kOverlapTiles) open(tile, opened, tSrS);
+      warpgroup_wait<0>();
+      if (tile.num_entries > 0) {
+        if constexpr (kOneList) walk_one(opened, softmax, tSrS, tOrP, tOrO);
+        else walk_union(softmax, tSrS, tOrP, tOrO);
       }
-      store(tile, softmax, tOrO);
-      q_ring_.advance();
+      int const q_slot = q_ring_.slot;
+      if constexpr (kOverlapTiles) {
+        release_stored();  // or the tile after the next could not be loaded
+        q_ring_.advance();
+        Tile const next = await_tile();
+        open(next, opened, tSrS);
+        warpgroup_wait<1>();  // for the last P V, not for the next Q K^T
+        if (tile.num_entries > 0) release(v_slot_);
+        store(tile, q_slot, softmax, tOrO);
+        tile = next;
+      } else {
+        store(tile, q_slot, softmax, tOrO);
+        q_ring_.advance();
+        if constexpr (Traits::kQStages == 1) release_stored();
+        tile = await_tile();
+      }
     }
+    warpgroup_wait<0>();
     if (thread_ == 0) tma_store_wait<0>();
   }
 
  private:
-  template <class Softmax, class Q, class S, class P, class O>
-  __device__ __forceinline__ void walk_one(Softmax& softmax, Q& tSrQ, S& tSrS, P& tOrP, O& tOrO) {
-    int k_slot = next_slot(), v_slot = kNoSlot;
-    Step step = wait_step(k_slot);
-    start(k_slot, step, softmax, tSrQ, tSrS);
+  __device__ __forceinline__ Tile await_tile() const {
+    wait_at(smem_.q_full[q_ring_.slot], q_ring_.phase);
+    return smem_.tiles[q_ring_.slot];
+  }
+
+  // Issues the first Q K^T of a tile that walks one list. Where nothing was loaded that product reads what
+  // happens to lie in shared memory, and nobody reads it: one path for every tile lets ptxas keep products in flight across tiles.
+  template <class S>
+  __device__ __forceinline__ void open(Tile const& tile, Opened& opened, S& tSrS) {
+    if constexpr (kOneList) {
+      opened.k_slot = kv_ring_.slot;
+      if (tile.q_tile >= 0 && tile.num_entries > 0) {
+        next_slot();
+        opened.step = wait_step(opened.k_slot);
+      }
+      issue_qk(opened.k_slot, tSrS);
+    }
+  }
+
+  // The steps of an opened tile, whose first S is there; leaves its last P V running, on V of v_slot_.
+  template <class Softmax, class S, class P, class O>
+  __device__ __forceinline__ void walk_one(Opened const& opened, Softmax& softmax, S& tSrS, P& tOrP, O& tOrO) {
+    Step step = opened.step;
+    soften(opened.k_slot, step, softmax, tSrS);
     bool rescale = false;  // O is still zero
     release_stored();
+    int v_slot = kNoSlot;
     while (!step.last()) {
       settle(v_slot, rescale, softmax, tSrS, tOrP, tOrO);
-      k_slot = next_slot();
+      int const k_slot = next_slot();
       v_slot = next_slot();
       step = wait_step(k_slot);
-      rescale = overlap(k_slot, v_slot, step, softmax, tSrQ, tSrS, tOrP, tOrO);
+      rescale = overlap(k_slot, v_slot, step, softmax, tSrS, tOrP, tOrO);
     }
     settle(v_slot, rescale, softmax, tSrS, tOrP, tOrO);
-    finish(next_slot(), tOrP, tOrO);
+    v_slot_ = next_slot();
+    wait(v_slot_);
+    issue_pv(v_slot_, tOrP, tOrO);
+    if constexpr (!kOverlapTiles) {
+      cute::warpgroup_wait<0>();
+      release(v_slot_);
+    }
   }
 
   // The union of two lists: a block that this warp group did not select is waited for, so that phases stay in step, and skipped.
   // V of a selected block is consumed before the next unselected one is passed: a held slot would stall the ring.
-  template <class Softmax, class Q, class S, class P, class O>
-  __device__ __forceinline__ void walk_union(Softmax& softmax, Q& tSrQ, S& tSrS, P& tOrP, O& tOrO) {
+  template <class Softmax, class S, class P, class O>
+  __device__ __forceinline__ void walk_union(Softmax& softmax, S& tSrS, P& tOrP, O& tOrO) {
     bool pending = false;  // S of the previous block waits for its V
     bool rescale = false;
     int held_slot = kNoSlot;  // V slot of a product that may still run
@@ -105,12 +157,12 @@ class Consumer {
       held_slot = kNoSlot;
       rescale = false;
       if (selected && pending) {
-        rescale = overlap(k_slot, v_slot, step, softmax, tSrQ, tSrS, tOrP, tOrO);
+        rescale = overlap(k_slot, v_slot, step, softmax, tSrS, tOrP, tOrO);
         held_slot = v_slot;
       } else {
         if (pending) finish(v_slot, tOrP, tOrO);
         else if (!first) skip(v_slot);
-        if (selected) rescale = start(k_slot, step, softmax, tSrQ, tSrS);
+        if (selected) rescale = start(k_slot, step, softmax, tSrS);
         else release(k_slot);
       }
       pending = selected;
@@ -122,30 +174,38 @@ class Consumer {
     else skip(next_slot());
   }
 
-  // S = softmax numerators of one block, alone. Returns whether O must be rescaled.
-  template <class Softmax, class Q, class S>
-  __device__ __forceinline__ bool start(int k_slot, Step const& step, Softmax& softmax, Q& tSrQ, S& tSrS) {
-    issue_qk(k_slot, tSrQ, tSrS);
+  // S = softmax numerators of one step, alone. Returns whether O must be rescaled.
+  template <class Softmax, class S>
+  __device__ __forceinline__ bool start(int k_slot, Step const& step, Softmax& softmax, S& tSrS) {
+    issue_qk(k_slot, tSrS);
     cute::warpgroup_wait<0>();
-    release(k_slot);
-    mask(tSrS, step);
-    return softmax.step(tSrS);
+    return soften(k_slot, step, softmax, tSrS);
   }
 
-  // Q K^T of this block, and behind it O += P V of the previous one; the softmax of this block runs under that second product,
+  // Q K^T of this step, and behind it O += P V of the previous one; the softmax of this step runs under that second product,
   // which is waited for by settle() at the head of the next step. (Waited for in the same basic block, ptxas moves the wait
   // above the exponentials that it should hide.) Returns whether O must be rescaled.
-  template <class Softmax, class Q, class S, class P, class O>
-  __device__ __forceinline__ bool overlap(int k_slot, int v_slot, Step const& step, Softmax& softmax, Q& tSrQ, S& tSrS, P& tOrP, O& tOrO) {
-    if constexpr (kOneList) await_turn();
-    issue_qk(k_slot, tSrQ, tSrS);
+  template <class Softmax, class S, class P, class O>
+  __device__ __forceinline__ bool overlap(int k_slot, int v_slot, Step const& step, Softmax& softmax, S& tSrS, P& tOrP, O& tOrO) {
+    if constexpr (kTurns) await_turn();
+    issue_qk(k_slot, tSrS);
     wait(v_slot);
     issue_pv(v_slot, tOrP, tOrO);
-    if constexpr (kOneList) pass_turn(warp_group_ ^ 1);
+    if constexpr (kTurns) pass_turn(warp_group_ ^ 1);
     cute::warpgroup_wait<1>();
-    release(k_slot);
+    return soften(k_slot, step, softmax, tSrS);
+  }
+
+  // Mask and softmax of the S at hand. K is given back only then, because the softmax may want S again.
+  template <class Softmax, class S>
+  __device__ __forceinline__ bool soften(int k_slot, Step const& step, Softmax& softmax, S& tSrS) {
     mask(tSrS, step);
-    return softmax.step(tSrS);
+    bool const rescale = softmax.step(tSrS, [&] {
+      recompute(k_slot, tSrS);
+      mask(tSrS, step);
+    });
+    release(k_slot);
+    return rescale;
   }
 
   // Waits for the product that overlap() left running, gives its V back, and makes P and O ready for the next one.
@@ -157,7 +217,7 @@ class Consumer {
     if (rescale) softmax.rescale(tOrO);
   }
 
-  // O += P V of the last block.
+  // O += P V of the last step.
   template <class P, class O>
   __device__ __forceinline__ void finish(int v_slot, P& tOrP, O& tOrO) {
     wait(v_slot);
@@ -166,41 +226,22 @@ class Consumer {
     release(v_slot);
   }
 
-  __device__ __forceinline__ auto q_tile() const {
+  __device__ __forceinline__ auto q_tile(int slot) const {
     using namespace cute;
-    return make_tensor(make_smem_ptr(smem_.q), typename Traits::LayoutQ{})(_, _, warp_group_, q_ring_.slot);
+    return make_tensor(make_smem_ptr(smem_.q), typename Traits::LayoutQ{})(_, _, warp_group_, slot);
   }
 
-  // Registers for the whole Q tile, or nothing: descriptors are made where they are used.
-  __device__ __forceinline__ auto make_q_fragment() const {
+  __device__ __forceinline__ auto k_tile(int slot) const {
     using namespace cute;
-    if constexpr (Traits::kQInRegisters)
-      return make_tensor<Element>(partition_shape_A(mma_qk_, Shape<typename Traits::Rows, typename Traits::HeadDim>{}));
-    else return 0;
+    return make_tensor(make_smem_ptr(smem_.kv), typename Traits::LayoutK{})(_, _, slot);
   }
 
-  template <class Q>
-  __device__ __forceinline__ void fetch_q(Q& tSrQ) const {
-    using namespace cute;
-    if constexpr (Traits::kQInRegisters) {
-      auto tiled_copy = make_tiled_copy_A(Copy_Atom<SM75_U32x4_LDSM_N, Element>{}, mma_qk_);
-      auto thr_copy = tiled_copy.get_slice(thread_);
-      copy(tiled_copy, thr_copy.partition_S(as_position_independent_swizzle_tensor(q_tile())), thr_copy.retile_D(tSrQ));
-    }
-  }
-
-  template <class Q, class S>
-  __device__ __forceinline__ void issue_qk(int k_slot, Q& tSrQ, S& tSrS) {
-    using namespace cute;
-    auto sK = make_tensor(make_smem_ptr(smem_.kv), typename Traits::LayoutK{});
+  template <class S>
+  __device__ __forceinline__ void issue_qk(int k_slot, S& tSrS) {
     auto thr_mma = mma_qk_.get_slice(thread_);
-    auto tSrK = thr_mma.partition_fragment_B(sK(_, _, k_slot));
-    if constexpr (Traits::kQInRegisters) {
-      issue_gemm<false>(mma_qk_, tSrQ, tSrK, tSrS);
-    } else {
-      auto tSdQ = thr_mma.partition_fragment_A(q_tile());
-      issue_gemm<false>(mma_qk_, tSdQ, tSrK, tSrS);
-    }
+    auto tSdQ = thr_mma.partition_fragment_A(q_tile(q_ring_.slot));
+    auto tSdK = thr_mma.partition_fragment_B(k_tile(k_slot));
+    issue_gemm<false>(mma_qk_, tSdQ, tSdK, tSrS);
   }
 
   template <class P, class O>
@@ -211,23 +252,44 @@ class Consumer {
     issue_gemm<true>(mma_pv_, tOrP, tOrV, tOrO);
   }
 
-  // Bottom-right causal, only where a block reaches past what this warp group's first row sees; a missing block is hidden
+  // S once more, on plain fp32 arithmetic: its place may hold only infinities by now, and a single warp cannot issue wgmma. For rows
+  // whose logits leap by more than 2^64 in one step; slow, and hardly ever run.
+  template <class S>
+  __device__ __forceinline__ void recompute(int k_slot, S& tSrS) const {
+    auto const sQ = q_tile(q_ring_.slot);
+    auto const sK = k_tile(k_slot);
+    #pragma unroll 1
+    for (int j = 0; j < int(cute::size(tSrS)); ++j) {
+      int const row = row_in_tile() + 8 * ((j / 2) % 2), column = 8 * (j / 4) + 2 * (thread_ % 4) + j % 2;
+      float sum = 0.0f;
+      #pragma unroll 1
+      for (int d = 0; d < Traits::kHeadDim; ++d) sum += float(Element(sQ(row, d))) * float(Element(sK(column, d)));
+      CUTE_UNROLL
+      for (int i = 0; i < cute::size(tSrS); ++i) tSrS(i) = i == j ? sum : tSrS(i);
+    }
+  }
+
+  // Bottom-right causal, only where a step reaches past what this warp group's first row sees; a missing entry is hidden
   // whole. The length of K needs no mask of its own: no valid row sees past it.
   template <class S>
   __device__ __forceinline__ void mask(S& tSrS, Step const& step) const {
-    constexpr int kBlockK = Traits::kBlockK, kLast = Traits::kBlocksPerTile - 1;
-    int const first_row_sees = row0_ + params_.prefix;  // lists fall: if the first block needs no mask, no later one does
-    if (step.blocks[kLast].exists() && (step.blocks[0].index() + 1) * kBlockK - 1 <= first_row_sees) return;
-    int last_visible[Traits::kBlocksPerTile];  // in the block, of this thread's row r = 0 and column c = 0
+    constexpr int kTokens = Traits::kEntryTokens;
+    int const first_row_sees = position0_ + params_.prefix;
+    if (step.whole() && (step.highest() + 1) * kTokens - 1 <= first_row_sees) return;
+    int last_visible[Traits::kEntriesPerStep][2];  // in the entry, of this thread's two rows and its first column
     CUTE_UNROLL
-    for (int b = 0; b <= kLast; ++b) {
-      Block const block = step.blocks[b];
-      last_visible[b] = block.exists() ? first_row_sees + row_in_tile() - block.index() * kBlockK - 2 * (thread_ % 4) : INT_MIN / 2;
+    for (int e = 0; e < Traits::kEntriesPerStep; ++e) {
+      Entry const entry = step.entries[e];
+      CUTE_UNROLL
+      for (int r = 0; r < 2; ++r) {
+        int const sees = first_row_sees + (row_in_tile() + 8 * r) / Traits::kHeadsPerList;
+        last_visible[e][r] = entry.exists() ? sees - entry.index() * kTokens - 2 * (thread_ % 4) : INT_MIN / 2;
+      }
     }
     CUTE_UNROLL
     for (int i = 0; i < cute::size(tSrS); ++i) {
-      int const column = 8 * (i / 4) + i % 2, row = 8 * ((i / 2) % 2);
-      if (column % kBlockK > last_visible[column / kBlockK] + row) tSrS(i) = -INFINITY;
+      int const column = 8 * (i / 4) + i % 2;
+      if (column % kTokens > last_visible[column / kTokens][(i / 2) % 2]) tSrS(i) = -INFINITY;
     }
   }
 
@@ -243,48 +305,67 @@ class Consumer {
 
   // Writes O through the tile's own Q slot, which no product reads any more, and the LSE from registers.
   template <class Softmax, class O>
-  __device__ __forceinline__ void store(Tile const& tile, Softmax& softmax, O& tOrO) {
+  __device__ __forceinline__ void store(Tile const& tile, int q_slot, Softmax& softmax, O& tOrO) {
     using namespace cute;
     float lse[Softmax::kRows];
     softmax.finalize(tOrO, lse);
-    if (params_.lse != nullptr && thread_ % 4 == 0) {
-      int64_t const first = (int64_t(tile.batch) * params_.num_q_heads + tile.q_head) * params_.seqlen_q;
-      CUTE_UNROLL
-      for (int r = 0; r < Softmax::kRows; ++r) {
-        int const row = row0_ + row_in_tile() + 8 * r;
-        if (row < params_.seqlen_q) params_.lse[first + row] = lse[r];
-      }
-    }
+    if (params_.lse != nullptr && thread_ % 4 == 0) store_lse(tile, lse);
 
     auto tOrOut = make_tensor<Element>(tOrO.layout());
     to_element(tOrO, tOrOut);
-    auto sO = q_tile();
     auto tiled_copy = make_tiled_copy_C(Copy_Atom<SM90_U32x4_STSM_N, Element>{}, mma_pv_);
     auto thr_copy = tiled_copy.get_slice(thread_);
     release_stored();
     sync_output();  // every warp's last product has read its part of Q
-    copy(tiled_copy, thr_copy.retile_S(tOrOut), thr_copy.partition_D(as_position_independent_swizzle_tensor(sO)));
+    copy(tiled_copy, thr_copy.retile_S(tOrOut), thr_copy.partition_D(as_position_independent_swizzle_tensor(q_tile(q_slot))));
     tma_store_fence();
     sync_output();
     if (thread_ == 0) {
-      auto mO = tma_o_.get_tma_tensor(make_shape(params_.seqlen_q, typename Traits::HeadDim{}, params_.num_q_heads, params_.num_batches));
-      auto gO = local_tile(mO(_, _, tile.q_head, tile.batch), Shape<typename Traits::Rows, typename Traits::HeadDim>{},
-                           make_coord(tile.q_tile * Traits::kWarpGroups + warp_group_, _0{}));
-      auto [tOgO, tOsO] = tma_partition(tma_o_, Int<0>{}, Layout<_1>{}, group_modes<0, 2>(sO), group_modes<0, 2>(gO));
-      copy(tma_o_, tOsO, tOgO);
+      int const position = Traits::first_position(tile.q_tile, rank_, warp_group_);
+      CUTE_UNROLL
+      for (int slab = 0; slab < Traits::kSlabs; ++slab) {
+        SM90_TMA_STORE_5D::copy(&params_.out, smem_.q + Traits::q_box_offset(q_slot, warp_group_, slab), slab * Traits::kSlabDims, 0,
+                                position, tile.list, tile.batch);
+      }
       tma_store_arrive();
     }
-    stored_slot_ = q_ring_.slot;
+    stored_slot_ = q_slot;
   }
 
-  // Gives the last tile's Q slot back once its output has left shared memory. Called a block later, when that is long done.
+  template <int kSoftmaxRows>
+  __device__ __forceinline__ void store_lse(Tile const& tile, float const (&lse)[kSoftmaxRows]) const {
+    constexpr int kHeads = Traits::kHeadsPerList;
+    CUTE_UNROLL
+    for (int r = 0; r < kSoftmaxRows; ++r) {
+      int const row = row_in_tile() + 8 * r, position = position0_ + row / kHeads;
+      int64_t const head = (int64_t(tile.batch) * params_.num_lists + tile.list) * kHeads + row % kHeads;
+      if (row < Traits::kUsedRows && position < params_.seqlen_q) params_.lse[head * params_.seqlen_q + position] = lse[r];
+    }
+  }
+
+  // Gives the last tile's Q slot back once its output has left shared memory. Called a step later, when that is long done.
   __device__ __forceinline__ void release_stored() {
-    if (stored_slot_ < 0) return;
+    if (stored_slot_ == kNoSlot) return;
     if (thread_ == 0) {
       cute::tma_store_wait<0>();
       arrive_at(smem_.q_empty[stored_slot_]);
     }
-    stored_slot_ = -1;
+    stored_slot_ = kNoSlot;
+  }
+
+  // Rows that no head fills are never loaded: zeros keep what is computed on them finite.
+  __device__ __forceinline__ void clear_unused_rows() const {
+    if constexpr (Traits::kUsedRows < kRows) {
+      CUTE_UNROLL
+      for (int stage = 0; stage < Traits::kQStages; ++stage) {
+        auto sQ = q_tile(stage);
+        for (int i = thread_; i < (kRows - Traits::kUsedRows) * Traits::kHeadDim; i += kThreads) {
+          sQ(Traits::kUsedRows + i / Traits::kHeadDim, i % Traits::kHeadDim) = Element(0.0f);
+        }
+      }
+      cutlass::arch::fence_view_async_shared();
+      sync_output();
+    }
   }
 
   __device__ __forceinline__ int next_slot() {
@@ -300,7 +381,11 @@ class Consumer {
   }
   __device__ __forceinline__ void release(int slot) const {
     __syncwarp();
-    if (thread_ % 32 == 0) arrive_at(smem_.kv_empty[slot]);
+    if constexpr (Traits::kCluster == 1) {
+      if (thread_ % 32 == 0) arrive_at(smem_.kv_empty[slot]);
+    } else {
+      if (thread_ % 32 < Traits::kCluster) arrive_at_peer(smem_.kv_empty[slot], thread_ % 32);
+    }
   }
   __device__ __forceinline__ void skip(int slot) const {
     wait(slot);
@@ -319,14 +404,15 @@ class Consumer {
   __device__ __forceinline__ int row_in_tile() const { return 16 * (thread_ / 32) + (thread_ % 32) / 4; }  // of r = 0
 
   Params const& params_;
-  TmaO const& tma_o_;
   Storage& smem_;
+  int const rank_;  // of this CTA in its cluster
   int const warp_group_;
   int const thread_;  // 0..127 in the warp group
   typename Traits::MmaQK mma_qk_;
   typename Traits::MmaPV mma_pv_;
-  int row0_ = 0;          // first query row of this warp group
-  int stored_slot_ = -1;  // Q slot whose output is on its way out
+  int position0_ = 0;           // of this warp group's first query row
+  int stored_slot_ = kNoSlot;   // Q slot whose output is on its way out
+  int v_slot_ = kNoSlot;        // of the tile's last P V
   Ring<Traits::kQStages> q_ring_;
   Ring<Traits::kKvStages> kv_ring_;
   uint32_t slot_phase_ = 0;  // bit s: phase of the last use of slot s that this warp group met

@@ -1,88 +1,139 @@
 // Host side of one attend launch on sm90: tensor maps, tile order, grid. No allocation, no synchronisation.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
-#include <cstdio>
 
 #include "attend/params.h"
 #include "attend/sm90/kernel.cuh"
+#include "shared/tensor_map.h"
 
 namespace prism::attend {
 
 // Half of an H100's or H200's 50 to 60 MB: L2 is two partitions, and a line read from the far one is kept in both.
 constexpr int64_t kL2Bytes = 32 << 20;
 
-// TMA wants strides that are multiples of 16 bytes even for a dim of size 1, whose stride nobody reads.
-inline int64_t used_stride(int64_t stride, int64_t size, int64_t head_dim) { return size > 1 ? stride : head_dim; }
+constexpr int kMaxDevices = 64;  // whose answers are kept
 
-// [seqlen, head_dim, heads, batch]
+template <class Element>
+constexpr CUtensorMapDataType kMapType =
+    std::is_same_v<Element, cutlass::half_t> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+
+// The encoder wants strides that are multiples of 16 bytes even for a dim of size 1, whose stride nobody reads.
 template <class Traits>
-auto rows_view(TensorArg const& t, int seqlen, int heads, int batch) {
-  using namespace cute;
-  using Element = typename Traits::Element;
-  return make_tensor(make_gmem_ptr(static_cast<Element*>(t.ptr)),
-                     make_shape(seqlen, typename Traits::HeadDim{}, heads, batch),
-                     make_stride(used_stride(t.row_stride, seqlen, Traits::kHeadDim), _1{},
-                                 used_stride(t.head_stride, heads, Traits::kHeadDim),
-                                 used_stride(t.batch_stride, batch, Traits::kHeadDim)));
+uint64_t stride_bytes(int64_t stride, int64_t size) {
+  return uint64_t(size > 1 ? stride : Traits::kHeadDim) * sizeof(typename Traits::Element);
 }
 
-inline Params make_params(Problem const& p, int tile_m, int64_t kv_bytes_per_head) {
-  int const group_size = p.num_q_heads / p.num_kv_heads;
-  int const num_q_tiles = (p.seqlen_q + tile_m - 1) / tile_m;
+// Q or O: one box is a slab of the dims of one warp group's rows.
+template <class Traits>
+cudaError_t make_rows_map(CUtensorMap& map, TensorArg const& t, Problem const& p) {
+  using Element = typename Traits::Element;
+  constexpr int kHeads = Traits::kHeadsPerList;
+  MapShape<5> const shape = {
+      {uint64_t(Traits::kHeadDim), uint64_t(kHeads), uint64_t(p.seqlen_q), uint64_t(p.num_lists), uint64_t(p.batch)},
+      {stride_bytes<Traits>(t.head_stride, kHeads), stride_bytes<Traits>(t.row_stride, p.seqlen_q),
+       stride_bytes<Traits>(t.head_stride * kHeads, p.num_lists), stride_bytes<Traits>(t.batch_stride, p.batch)},
+      {Traits::kSlabDims, kHeads, Traits::kPositionsPerWarpGroup, 1, 1}};
+  return make_tensor_map(map, kMapType<Element>, sizeof(Element), t.ptr, shape);
+}
+
+// K or V: one box is a slab of the dims of one list entry.
+template <class Traits>
+cudaError_t make_keys_map(CUtensorMap& map, TensorArg const& t, Problem const& p) {
+  using Element = typename Traits::Element;
+  MapShape<4> const shape = {
+      {uint64_t(Traits::kHeadDim), uint64_t(p.seqlen_k), uint64_t(p.num_kv_heads), uint64_t(p.batch)},
+      {stride_bytes<Traits>(t.row_stride, p.seqlen_k), stride_bytes<Traits>(t.head_stride, p.num_kv_heads),
+       stride_bytes<Traits>(t.batch_stride, p.batch)},
+      {Traits::kSlabDims, Traits::kEntryTokens, 1, 1}};
+  return make_tensor_map(map, kMapType<Element>, sizeof(Element), t.ptr, shape);
+}
+
+template <class Traits>
+cudaError_t make_params(Params& params, Problem const& p, int num_sms) {
+  int64_t const kv_bytes_per_head = int64_t(p.seqlen_k) * Traits::kHeadDim * 2 * sizeof(typename Traits::Element);
+  int const lists_per_kv_head = p.num_lists / p.num_kv_heads;
+  int const num_q_tiles = (p.seqlen_q + Traits::kTilePositions - 1) / Traits::kTilePositions;
   int const num_kv_slots = p.batch * p.num_kv_heads;
   int const section_slots = int(std::min<int64_t>(std::max<int64_t>(1, kL2Bytes / kv_bytes_per_head), num_kv_slots));
-  Params params{};
   params.block_indices = p.block_indices;
   params.block_counts = p.block_counts;
   params.lse = p.lse;
   params.tile_counter = p.tile_counter;
   params.softmax_scale_log2 = p.softmax_scale * float(M_LOG2E);
   params.seqlen_q = p.seqlen_q;
-  params.seqlen_k = p.seqlen_k;
   params.prefix = p.seqlen_k - p.seqlen_q;
-  params.num_batches = p.batch;
-  params.num_q_heads = p.num_q_heads;
+  params.num_lists = p.num_lists;
   params.num_q_blocks = p.num_q_blocks;
   params.max_blocks = p.max_blocks;
   params.num_q_tiles = num_q_tiles;
-  params.num_tiles = num_q_tiles * p.batch * p.num_q_heads;
+  params.num_tiles = num_q_tiles * p.batch * p.num_lists;
   params.num_kv_slots = num_kv_slots;
   params.section_slots = section_slots;
-  params.section_tiles_divmod = cutlass::FastDivmod(section_slots * group_size * num_q_tiles);
-  params.group_divmod = cutlass::FastDivmod(group_size);
+  params.sweep_rows = std::max(1, num_sms / Traits::kCluster / (section_slots * lists_per_kv_head));
+  params.section_tiles_divmod = cutlass::FastDivmod(section_slots * lists_per_kv_head * num_q_tiles);
+  params.lists_divmod = cutlass::FastDivmod(lists_per_kv_head);
   params.kv_head_divmod = cutlass::FastDivmod(p.num_kv_heads);
-  return params;
+  cudaError_t status = make_rows_map<Traits>(params.q, p.q, p);
+  if (status == cudaSuccess) status = make_rows_map<Traits>(params.out, p.out, p);
+  if (status == cudaSuccess) status = make_keys_map<Traits>(params.k, p.k, p);
+  if (status == cudaSuccess) status = make_keys_map<Traits>(params.v, p.v, p);
+  return status;
+}
+
+// Raises the kernel's shared-memory limit, once a device: the call costs a microsecond.
+template <class Traits>
+cudaError_t allow_smem(int device) {
+  static bool done[kMaxDevices] = {};  // a race sets the same limit twice
+  if (device < kMaxDevices && done[device]) return cudaSuccess;
+  cudaError_t const status = cudaFuncSetAttribute(attend_kernel<Traits>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                  Traits::Config::kSmemBytes);
+  if (status == cudaSuccess && device < kMaxDevices) done[device] = true;
+  return status;
+}
+
+// Clusters that the device runs at once, asked once a device: a part of the chip with an odd number of SMs leaves one idle, and a
+// cluster that had to wait for a place would start on its long first tile when the others end.
+template <class Traits>
+cudaError_t num_clusters(int& result, cudaLaunchConfig_t const& config, int num_sms, int device) {
+  if (Traits::kCluster == 1) {
+    result = num_sms;
+    return cudaSuccess;
+  }
+  static int known[kMaxDevices] = {};  // 0: not asked yet; a race writes the same value twice
+  result = device < kMaxDevices ? known[device] : 0;
+  if (result != 0) return cudaSuccess;
+  cudaError_t const status = cudaOccupancyMaxActiveClusters(&result, attend_kernel<Traits>, &config);
+  if (status == cudaSuccess && device < kMaxDevices) known[device] = result;
+  return status;
 }
 
 template <class Config>
-cudaError_t launch(Problem const& p, int num_sms, cudaStream_t stream) {
-  using namespace cute;
+cudaError_t launch(Problem const& p, int num_sms, int device, cudaStream_t stream) {
   using Traits = Traits<Config>;
-  using Element = typename Traits::Element;
-  using QTile = Shape<typename Traits::Rows, typename Traits::HeadDim>;
-
-  auto const q = rows_view<Traits>(p.q, p.seqlen_q, p.num_q_heads, p.batch);
-  auto const k = rows_view<Traits>(p.k, p.seqlen_k, p.num_kv_heads, p.batch);
-  auto const v_rows = rows_view<Traits>(p.v, p.seqlen_k, p.num_kv_heads, p.batch);
-  auto const v = make_tensor(v_rows.data(), select<1, 0, 2, 3>(v_rows.layout()));
-  auto const out = rows_view<Traits>(p.out, p.seqlen_q, p.num_q_heads, p.batch);
-
-  auto const q_layout = take<0, 2>(typename Traits::LayoutQ{});
-  auto const tma_q = make_tma_copy(SM90_TMA_LOAD{}, q, q_layout, QTile{}, _1{});
-  auto const tma_k = make_tma_copy(SM90_TMA_LOAD{}, k, typename Traits::BoxK{});
-  auto const tma_v = make_tma_copy(SM90_TMA_LOAD{}, v, typename Traits::BoxV{});
-  auto const tma_o = make_tma_copy(SM90_TMA_STORE{}, out, q_layout, QTile{}, _1{});
-
-  int64_t const kv_bytes_per_head = int64_t(p.seqlen_k) * Traits::kHeadDim * 2 * sizeof(Element);
-  Params const params = make_params(p, Traits::kTileM, kv_bytes_per_head);
-
-  auto* kernel = attend_kernel<Traits, decltype(tma_q), decltype(tma_k), decltype(tma_v), decltype(tma_o)>;
-  cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSmemBytes);
+  Params params{};
+  cudaError_t status = make_params<Traits>(params, p, num_sms);
+  if (status == cudaSuccess) status = allow_smem<Traits>(device);
   if (status != cudaSuccess) return status;
-  int const grid = std::min(num_sms, params.num_tiles);
-  kernel<<<grid, Traits::kThreads, Config::kSmemBytes, stream>>>(params, tma_q, tma_k, tma_v, tma_o);
-  return cudaGetLastError();
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = Traits::kCluster;
+  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(Traits::kCluster);
+  config.blockDim = dim3(Traits::kThreads);
+  config.dynamicSmemBytes = Config::kSmemBytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = Traits::kCluster == 1 ? 1 : 2;
+  int clusters = 0;
+  status = num_clusters<Traits>(clusters, config, num_sms, device);
+  if (status != cudaSuccess) return status;
+  config.gridDim = dim3(unsigned(std::min(clusters, params.num_tiles) * Traits::kCluster));
+  return cudaLaunchKernelEx(&config, attend_kernel<Traits>, params);
 }
 
 }  // namespace prism::attend

@@ -2,6 +2,8 @@
 // the inputs, so another memory layout (varlen, paged) is another loader.
 #pragma once
 
+#include <cute/arch/copy_sm90_tma.hpp>
+
 #include "attend/params.h"
 #include "attend/sm90/traits.cuh"
 #include "shared/mbarrier.cuh"
@@ -10,136 +12,113 @@
 namespace prism::attend {
 
 // K and V tiles share one ring of slots in the order in which the consumers need them: K0 K1 V0 K2 V1 ... V(n-1).
-template <class Traits, class TmaQ, class TmaK, class TmaV>
+template <class Traits>
 class Loader {
   using Storage = typename Traits::SharedStorage;
-  static constexpr int kStepBlocks = Traits::kBlocksPerTile;
-  using Step = attend::Step<kStepBlocks>;
+  using Tile = typename Traits::Tile;
+  static constexpr int kStepEntries = Traits::kEntriesPerStep;
+  using Step = attend::Step<kStepEntries>;
 
  public:
-  __device__ __forceinline__ Loader(Params const& params, TmaQ const& tma_q, TmaK const& tma_k, TmaV const& tma_v, Storage& smem)
-      : params_(params), tma_q_(tma_q), tma_k_(tma_k), tma_v_(tma_v), smem_(smem) {}
+  __device__ __forceinline__ Loader(Params const& params, Storage& smem, int rank) : params_(params), smem_(smem), rank_(rank) {}
 
   __device__ __forceinline__ void run() {
-    int kv_head = 0, batch = 0;
     bool has_previous = false;
     Step previous{};
     while (true) {
       wait_at(smem_.chunk_full[chunk_ring_.slot], chunk_ring_.phase);
+      if constexpr (Traits::kCluster > 1) fence_cluster();
       auto const& chunk = smem_.chunks[chunk_ring_.slot];
       if (chunk.first) {
-        batch = chunk.batch;
-        kv_head = params_.group_divmod.divide(chunk.q_head);
-        open_tile(chunk.q_tile, chunk.q_head, batch, chunk.num_blocks);
-        if (chunk.q_tile < 0) return;
+        open_tile(chunk.tile);
+        if (chunk.tile.q_tile < 0) return;
       }
-      for (int n = 0; n < chunk.num_blocks; n += kStepBlocks) {
+      for (int n = 0; n < chunk.tile.num_entries; n += kStepEntries) {
         Step step;
         CUTE_UNROLL
-        for (int i = 0; i < kStepBlocks; ++i) step.blocks[i] = {chunk.blocks[n + i]};
-        load_k(step, kv_head, batch);
-        if (has_previous) load_v(previous, kv_head, batch);
+        for (int i = 0; i < kStepEntries; ++i) step.entries[i] = {chunk.entries[n + i]};
+        wait_for_slot();
+        smem_.steps[kv_ring_.slot] = step;
+        load(params_.k, step);
+        if (has_previous) load_v(previous);
         previous = step;
         has_previous = true;
       }
       if (chunk.last && has_previous) {
-        load_v(previous, kv_head, batch);
+        load_v(previous);
         has_previous = false;
       }
-      arrive_at(smem_.chunk_empty[chunk_ring_.slot]);
+      if constexpr (Traits::kCluster == 1) arrive_at(smem_.chunk_empty[chunk_ring_.slot]);
+      else arrive_at_peer(smem_.chunk_empty[chunk_ring_.slot], kWalkerRank);
       chunk_ring_.advance();
     }
   }
 
  private:
-  __device__ __forceinline__ void open_tile(int q_tile, int q_head, int batch, int num_blocks) {
+  __device__ __forceinline__ void open_tile(Tile const& tile) {
     wait_at(smem_.q_empty[q_ring_.slot], q_ring_.phase ^ 1);
-    smem_.tiles[q_ring_.slot] = {q_tile, q_head, batch, num_blocks};
+    smem_.tiles[q_ring_.slot] = tile;
     auto& full = smem_.q_full[q_ring_.slot];
-    if (q_tile < 0 || num_blocks == 0) {
+    if (tile.q_tile < 0 || tile.num_entries == 0) {
       arrive_at(full);  // nothing to load, only the tile's coordinates to read
     } else {
+      kv_head_ = params_.lists_divmod.divide(tile.list);
+      batch_ = tile.batch;
       arrive_and_expect_at(full, Traits::kQBytes);
-      load_q(q_tile, q_head, batch, full);
+      CUTE_UNROLL
+      for (int wg = 0; wg < Traits::kWarpGroups; ++wg) {
+        int const position = Traits::first_position(tile.q_tile, rank_, wg);
+        CUTE_UNROLL
+        for (int slab = 0; slab < Traits::kSlabs; ++slab) {
+          cute::SM90_TMA_LOAD_5D::copy(&params_.q, reinterpret_cast<uint64_t*>(&full), hint(TMA::CacheHintSm90::EVICT_FIRST),
+                                       smem_.q + Traits::q_box_offset(q_ring_.slot, wg, slab), slab * Traits::kSlabDims, 0, position,
+                                       tile.list, tile.batch);
+        }
+      }
     }
     q_ring_.advance();
   }
 
-  __device__ __forceinline__ void load_q(int q_tile, int q_head, int batch, typename Traits::TransactionBarrier& full) {
-    using namespace cute;
-    auto sQ = make_tensor(make_smem_ptr(smem_.q), typename Traits::LayoutQ{});
-    auto mQ = tma_q_.get_tma_tensor(make_shape(params_.seqlen_q, typename Traits::HeadDim{}, params_.num_q_heads, params_.num_batches));
-    CUTE_UNROLL
-    for (int wg = 0; wg < Traits::kWarpGroups; ++wg) {
-      auto gQ = local_tile(mQ(_, _, q_head, batch), Shape<typename Traits::Rows, typename Traits::HeadDim>{},
-                           make_coord(q_tile * Traits::kWarpGroups + wg, _0{}));
-      copy_tile(tma_q_, gQ, sQ(_, _, wg, q_ring_.slot), full, TMA::CacheHintSm90::EVICT_FIRST);
-    }
+  __device__ __forceinline__ void load_v(Step const& step) {
+    wait_for_slot();
+    load(params_.v, step);
   }
 
-  __device__ __forceinline__ void load_k(Step const& step, int kv_head, int batch) {
-    using namespace cute;
-    auto& full = acquire_slot();
-    smem_.steps[kv_ring_.slot] = step;
+  // One K or V tile into the slot at hand. In a cluster each CTA expects all of it and copies every kCluster-th box, to all of them.
+  __device__ __forceinline__ void load(CUtensorMap const& map, Step const& step) {
+    auto& full = smem_.kv_full[kv_ring_.slot];
     arrive_and_expect_at(full, Traits::kKvBytes);
-    using Box = Shape<typename Traits::BlockK, typename Traits::SlabDims>;
-    auto sK = make_tensor(make_smem_ptr(smem_.kv), typename Traits::LayoutK{})(_, _, kv_ring_.slot);
-    auto mK = tma_k_.get_tma_tensor(
-        make_shape(params_.seqlen_k, typename Traits::HeadDim{}, params_.kv_head_divmod.divisor, params_.num_batches));
     CUTE_UNROLL
-    for (int i = 0; i < kStepBlocks; ++i) {
+    for (int i = 0; i < kStepEntries; ++i) {
+      // A missing entry is masked by the consumers, but its V must be finite: load the step's first entry again.
+      int const own = step.entries[i].index(), first = step.entries[0].index();
+      int const token = (step.entries[i].exists() ? own : first) * Traits::kEntryTokens;
       CUTE_UNROLL
       for (int slab = 0; slab < Traits::kSlabs; ++slab) {
-        copy_tile(tma_k_, local_tile(mK(_, _, kv_head, batch), Box{}, make_coord(block_or_first(step, i), slab)),
-                  local_tile(sK, Box{}, make_coord(i, slab)), full, TMA::CacheHintSm90::EVICT_LAST);
+        auto* const box = smem_.kv + Traits::kv_box_offset(kv_ring_.slot, slab, i);
+        auto* const barrier = reinterpret_cast<uint64_t*>(&full);
+        uint64_t const keep = hint(TMA::CacheHintSm90::EVICT_LAST);
+        if constexpr (Traits::kCluster == 1) {
+          cute::SM90_TMA_LOAD_4D::copy(&map, barrier, keep, box, slab * Traits::kSlabDims, token, kv_head_, batch_);
+        } else if ((i * Traits::kSlabs + slab) % Traits::kCluster == rank_) {
+          constexpr uint16_t kAll = (1 << Traits::kCluster) - 1;
+          cute::SM90_TMA_LOAD_MULTICAST_4D::copy(&map, barrier, kAll, keep, box, slab * Traits::kSlabDims, token, kv_head_, batch_);
+        }
       }
     }
     kv_ring_.advance();
   }
 
-  __device__ __forceinline__ void load_v(Step const& step, int kv_head, int batch) {
-    using namespace cute;
-    auto& full = acquire_slot();
-    arrive_and_expect_at(full, Traits::kKvBytes);
-    using Box = Shape<typename Traits::SlabDims, typename Traits::BlockK>;
-    auto sV = make_tensor(make_smem_ptr(smem_.kv), typename Traits::LayoutV{})(_, _, kv_ring_.slot);
-    auto mV = tma_v_.get_tma_tensor(
-        make_shape(typename Traits::HeadDim{}, params_.seqlen_k, params_.kv_head_divmod.divisor, params_.num_batches));
-    CUTE_UNROLL
-    for (int i = 0; i < kStepBlocks; ++i) {
-      CUTE_UNROLL
-      for (int slab = 0; slab < Traits::kSlabs; ++slab) {
-        copy_tile(tma_v_, local_tile(mV(_, _, kv_head, batch), Box{}, make_coord(slab, block_or_first(step, i))),
-                  local_tile(sV, Box{}, make_coord(slab, i)), full, TMA::CacheHintSm90::EVICT_LAST);
-      }
-    }
-    kv_ring_.advance();
-  }
+  __device__ __forceinline__ void wait_for_slot() const { wait_at(smem_.kv_empty[kv_ring_.slot], kv_ring_.phase ^ 1); }
 
-  // A missing block is masked by the consumers, but its V must be finite: load the tile's first block again.
-  static __device__ __forceinline__ int block_or_first(Step const& step, int i) {
-    int const index = step.blocks[i].index();
-    return index >= 0 ? index : step.blocks[0].index();
-  }
+  static __device__ __forceinline__ uint64_t hint(TMA::CacheHintSm90 value) { return static_cast<uint64_t>(value); }
 
-  __device__ __forceinline__ typename Traits::TransactionBarrier& acquire_slot() {
-    wait_at(smem_.kv_empty[kv_ring_.slot], kv_ring_.phase ^ 1);
-    return smem_.kv_full[kv_ring_.slot];
-  }
-
-  template <class Tma, class Gmem, class Smem>
-  __device__ __forceinline__ void copy_tile(Tma const& tma, Gmem const& gX, Smem&& sX, typename Traits::TransactionBarrier& full,
-                                            cute::TMA::CacheHintSm90 hint) {
-    using namespace cute;
-    auto [tXgX, tXsX] = tma_partition(tma, Int<0>{}, Layout<_1>{}, group_modes<0, 2>(sX), group_modes<0, 2>(gX));
-    copy(tma.with(*reinterpret_cast<uint64_t*>(&full), 0 /*no multicast*/, hint), tXgX, tXsX);
-  }
+  static constexpr int kWalkerRank = 0;
 
   Params const& params_;
-  TmaQ const& tma_q_;
-  TmaK const& tma_k_;
-  TmaV const& tma_v_;
   Storage& smem_;
+  int const rank_;  // of this CTA in its cluster
+  int kv_head_ = 0, batch_ = 0;  // of the tile that is open
   Ring<Traits::kChunks> chunk_ring_;
   Ring<Traits::kQStages> q_ring_;
   Ring<Traits::kKvStages> kv_ring_;

@@ -3,33 +3,43 @@
 
 #include <cute/tensor.hpp>
 
-#include <cute/atom/copy_traits_sm90_tma.hpp>
 #include <cute/atom/mma_traits_sm90_gmma.hpp>
 #include <cutlass/arch/barrier.h>
+
+#include <algorithm>
+#include <numeric>
 
 namespace prism::attend {
 
 using namespace cute;
 
-// One entry of a tile's list: a key block, whether it is in the tile's last step, and which warp groups selected it.
-struct Block {
+// One entry of a tile's list: a key block (or a part of one that is wider than a step), whether it is in the tile's last step, and
+// which warp groups selected it.
+struct Entry {
   int packed;
-  __device__ __forceinline__ static Block make(int index, bool last, int warp_groups) {
+  __device__ __forceinline__ static Entry make(int index, bool last, int warp_groups) {
     return {(index << 3) | (int(last) << 2) | warp_groups};
   }
-  __device__ __forceinline__ static Block none() { return {-1}; }
+  __device__ __forceinline__ static Entry none() { return {-1}; }
   __device__ __forceinline__ bool exists() const { return packed >= 0; }
   __device__ __forceinline__ int index() const { return packed >> 3; }
   __device__ __forceinline__ bool last() const { return packed & 4; }
   __device__ __forceinline__ bool selected_by(int warp_group) const { return (packed >> warp_group) & 1; }
 };
 
-// What one K tile holds. Only the last entry of a tile's last step can be missing.
-template <int kBlocks>
+// What one K tile holds. Entries can be missing at the end of a tile's last step, never the first.
+template <int kEntries>
 struct Step {
-  Block blocks[kBlocks];
-  __device__ __forceinline__ bool last() const { return blocks[0].last(); }
-  __device__ __forceinline__ bool selected_by(int warp_group) const { return blocks[0].selected_by(warp_group); }
+  Entry entries[kEntries];
+  __device__ __forceinline__ bool last() const { return entries[0].last(); }
+  __device__ __forceinline__ bool selected_by(int warp_group) const { return entries[0].selected_by(warp_group); }
+  __device__ __forceinline__ bool whole() const { return entries[kEntries - 1].exists(); }
+  __device__ __forceinline__ int highest() const {
+    int result = entries[0].index();
+    CUTE_UNROLL
+    for (int i = 1; i < kEntries; ++i) result = max(result, entries[i].index());
+    return result;
+  }
 };
 
 template <class Config_>
@@ -38,77 +48,98 @@ struct Traits {
   using Element = typename Config::Element;
   static constexpr int kHeadDim = Config::kHeadDim;
   static constexpr int kBlockQ = Config::kBlockSizeQ;
+  static constexpr int kBlockK = Config::kBlockSizeK;
   static constexpr int kTileM = Config::kTileM;  // query rows of one CTA
   static constexpr int kTileN = Config::kTileN;  // keys of one step
-  static constexpr int kBlockK = Config::kBlockSizeK;
-  static constexpr int kBlocksPerTile = kTileN / kBlockK;  // any two selected blocks of 64 keys make one tile of 128
-  static constexpr int kRowsPerWarpGroup = 64;  // M of wgmma
+  static constexpr int kRowsPerWarpGroup = 64;   // M of wgmma
   static constexpr int kWarpGroups = kTileM / kRowsPerWarpGroup;
-  static constexpr int kLists = kTileM / kBlockQ;  // block lists a CTA walks together
-  static constexpr int kQStages = 2;               // the next tile's Q loads while this tile computes; O leaves through its Q slot
+  static constexpr int kQStages = Config::kQStages;    // O leaves through its tile's Q slot
   static constexpr int kKvStages = Config::kKvStages;  // slots of one K or V tile each
-  static_assert(kTileM % kRowsPerWarpGroup == 0 && kTileM % kBlockQ == 0);
-  static_assert(kLists == 1 || kLists == kWarpGroups, "a warp group walks one list");
-  static_assert(kTileN % kBlockK == 0 && (kLists == 1 || kBlocksPerTile == 1), "a merged list has one block a step");
+  static_assert(kTileM % kRowsPerWarpGroup == 0);
+
+  // Rows of a warp group are (position, head of the list) with the head fastest: a power of two of positions, as many as fit.
+  static constexpr int kHeadsPerList = Config::kHeadsPerList;
+  static constexpr int largest_power_of_two(int x) { return x < 2 ? x : 2 * largest_power_of_two(x / 2); }
+  static constexpr int kPositionsPerWarpGroup = largest_power_of_two(kRowsPerWarpGroup / kHeadsPerList);
+  static constexpr int kUsedRows = kPositionsPerWarpGroup * kHeadsPerList;  // of a warp group; the others compute on zeros
+  // The tiles of a cluster's CTAs lie side by side and walk one list together: each CTA copies a part of every K and V tile to all.
+  static constexpr int kCluster = Config::kCluster;
+  static constexpr int kCtaPositions = kPositionsPerWarpGroup * kWarpGroups;
+  static constexpr int kTilePositions = kCtaPositions * kCluster;
+  static_assert(kUsedRows <= kRowsPerWarpGroup && kHeadsPerList >= 1);
+
+  // A tile walks one list, which may serve several tiles; or, with short query blocks, the lists of neighbours merged.
+  static constexpr int kLists = std::max(1, kTilePositions / kBlockQ);
+  static constexpr int kTilesPerList = std::max(1, kBlockQ / kTilePositions);
+  static_assert(kTilePositions % kBlockQ == 0 || kBlockQ % kTilePositions == 0);
+  static_assert(kLists == 1 || (kLists == kWarpGroups && kCluster == 1), "a warp group walks one list");
+
+  // An entry is a whole block, or the largest part of one that a step is a multiple of. A step takes several beside each other.
+  static constexpr int kEntryTokens = std::gcd(kBlockK, kTileN);
+  static constexpr int kEntriesPerBlock = kBlockK / kEntryTokens;
+  static constexpr int kEntriesPerStep = kTileN / kEntryTokens;
+  static_assert(kLists == 1 || kEntriesPerStep == 1, "a merged list has one block a step");
 
   static constexpr int kThreads = 128 * (1 + kWarpGroups);
-  // setmaxnreg moves registers inside what the CTA got at launch: 65536 / 384 threads, rounded down to a multiple of 8. Asking
+  // setmaxnreg moves registers inside what the CTA got at launch: 65536 / threads, rounded down to a multiple of 8. Asking
   // for one more than that pool holds never returns.
   static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
   static constexpr int kProducerRegisters = 40;
-  static constexpr int kConsumerRegisters = 232;
-  static_assert(kProducerRegisters + kWarpGroups * kConsumerRegisters <= (1 + kWarpGroups) * kLaunchRegisters);
+  static constexpr int kConsumerRegisters = ((1 + kWarpGroups) * kLaunchRegisters - kProducerRegisters) / kWarpGroups / 8 * 8;
+  static_assert(kConsumerRegisters <= 256 && kLaunchRegisters <= 255);
 
   using HeadDim = Int<kHeadDim>;
   using TileN = Int<kTileN>;
   using Rows = Int<kRowsPerWarpGroup>;
 
-  // Q from registers (32 a thread at head_dim 128) halves what Q K^T reads from shared memory beside the copies coming in.
-  static constexpr bool kQInRegisters = Config::kQInRegisters;
-  using QKShape = Shape<Rows, TileN, HeadDim>;
-  static constexpr auto qk_atom() {
-    if constexpr (kQInRegisters) return GMMA::rs_op_selector<Element, Element, float, QKShape>();
-    else return GMMA::ss_op_selector<Element, Element, float, QKShape>();
-  }
-  using MmaQK = decltype(make_tiled_mma(qk_atom()));
+  using MmaQK = decltype(make_tiled_mma(GMMA::ss_op_selector<Element, Element, float, Shape<Rows, TileN, HeadDim>>()));
   using MmaPV = decltype(make_tiled_mma(
       GMMA::rs_op_selector<Element, Element, float, Shape<Rows, HeadDim, TileN>, GMMA::Major::K, GMMA::Major::MN>()));
 
-  // 128-byte swizzle: a slab is 64 dims wide, whole token rows inside a slab are contiguous, and one TMA box is one slab of
-  // one block.
-  static constexpr int kSlabDims = 64;
+  // A slab is as many dims as one swizzle spans, whole token rows of a slab are contiguous, and one TMA box is one slab of one entry.
+  static constexpr int kSlabDims = kHeadDim % 64 == 0 ? 64 : 32;
   static constexpr int kSlabs = kHeadDim / kSlabDims;
-  using SlabDims = Int<kSlabDims>;
-  using BlockK = Int<kBlockK>;
-  using AtomK = GMMA::Layout_K_SW128_Atom<Element>;
-  using AtomMN = GMMA::Layout_MN_SW128_Atom<Element>;
+  static_assert(kHeadDim % kSlabDims == 0);
+  using AtomK = std::conditional_t<kSlabDims == 64, GMMA::Layout_K_SW128_Atom<Element>, GMMA::Layout_K_SW64_Atom<Element>>;
+  using AtomMN = std::conditional_t<kSlabDims == 64, GMMA::Layout_MN_SW128_Atom<Element>, GMMA::Layout_MN_SW64_Atom<Element>>;
   using LayoutQ = decltype(tile_to_shape(AtomK{}, Shape<Rows, HeadDim, Int<kWarpGroups>, Int<kQStages>>{}));
   using LayoutK = decltype(tile_to_shape(AtomK{}, Shape<TileN, HeadDim, Int<kKvStages>>{}));
   using LayoutV = decltype(tile_to_shape(AtomMN{}, Shape<HeadDim, TileN, Int<kKvStages>>{}, cute::Step<_2, _1, _3>{}));
-  using BoxK = decltype(tile_to_shape(AtomK{}, Shape<BlockK, SlabDims>{}));
-  using BoxV = decltype(tile_to_shape(AtomMN{}, Shape<SlabDims, BlockK>{}));
   static_assert(cosize_v<LayoutK> == cosize_v<LayoutV>, "K and V tiles share the same slots");
 
-  static constexpr int kQBytes = kTileM * kHeadDim * sizeof(Element);
+  // First position of a warp group's rows.
+  __device__ __forceinline__ static int first_position(int q_tile, int rank, int warp_group) {
+    return q_tile * kTilePositions + rank * kCtaPositions + warp_group * kPositionsPerWarpGroup;
+  }
+
+  // Where the copy engine finds the boxes of those layouts, in elements.
+  __host__ __device__ static constexpr int q_box_offset(int stage, int warp_group, int slab) {
+    return ((stage * kWarpGroups + warp_group) * kSlabs + slab) * kRowsPerWarpGroup * kSlabDims;
+  }
+  __host__ __device__ static constexpr int kv_box_offset(int stage, int slab, int entry) {
+    return ((stage * kSlabs + slab) * kTileN + entry * kEntryTokens) * kSlabDims;
+  }
+
+  static constexpr int kQBytes = kWarpGroups * kUsedRows * kHeadDim * sizeof(Element);
   static constexpr int kKvBytes = kTileN * kHeadDim * sizeof(Element);
 
   using Barrier = cutlass::arch::ClusterBarrier;
   using TransactionBarrier = cutlass::arch::ClusterTransactionBarrier;
 
-  static constexpr int kChunkBlocks = 32;  // block indices fetched at once, one a lane
-  static constexpr int kChunks = 4;       // chunks in flight between the list walker and the loader
-
-  // A run of blocks of one tile. `first` opens the tile, `last` closes it; a negative q_tile ends the stream.
-  struct Chunk {
-    int q_tile, q_head, batch;
-    int num_blocks;
-    bool first, last;
-    int blocks[kChunkBlocks];
-  };
+  static constexpr int kLanes = 32;
+  static constexpr int kChunkEntries = kLanes / kEntriesPerStep * kEntriesPerStep;  // fetched at once, one a lane; whole steps
+  static constexpr int kChunks = 4;  // chunks in flight between the list walker and the loader
 
   struct Tile {
-    int q_tile, q_head, batch;  // q_tile < 0: no more tiles
-    int num_blocks;             // 0: the tile selects nothing
+    int q_tile, list, batch;  // q_tile: of a whole cluster; list: of its batch; q_tile < 0: no more tiles
+    int num_entries;          // of the tile's first chunk; 0: the tile selects nothing
+  };
+
+  // A run of entries of one tile. `first` opens the tile, `last` closes it.
+  struct Chunk {
+    Tile tile;
+    bool first, last;
+    int entries[kLanes];  // every lane writes one
   };
 
   struct SharedStorage {
@@ -121,7 +152,7 @@ struct Traits {
     Barrier chunk_full[kChunks];
     Barrier chunk_empty[kChunks];
     Tile tiles[kQStages];
-    Step<kBlocksPerTile> steps[kKvStages];  // of the K tile in each slot
+    Step<kEntriesPerStep> steps[kKvStages];  // of the K tile in each slot
     Chunk chunks[kChunks];
   };
   static_assert(sizeof(SharedStorage) <= Config::kSmemBytes, "families/attend.py and SharedStorage disagree");

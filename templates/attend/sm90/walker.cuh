@@ -1,69 +1,77 @@
-// The walker warp: takes tiles in order, reads their block lists ahead of everybody and hands them on in chunks of 32 blocks, so
-// that no TMA issue ever waits on a global load. Owns the tile order and the merge of two lists; knows nothing of Q, K or V.
+// The walker warp: takes tiles in order, reads their block lists ahead of everybody and hands them on in chunks of 32 entries, so
+// that no TMA issue ever waits on a global load. One warp serves a whole cluster. Owns the tile order and the merge of two lists; knows nothing of Q, K or V.
 #pragma once
 
 #include "attend/params.h"
 #include "attend/sm90/traits.cuh"
+#include "shared/cluster.cuh"
 #include "shared/mbarrier.cuh"
 #include "shared/ring.cuh"
 
 namespace prism::attend {
 
 struct TileCoord {
-  int q_tile, q_head, batch;
+  int q_tile, list, batch;
+  bool rising;  // the direction in which its list is walked
 };
 
 // Tile order: sections of kv heads whose K and V fit in L2 together; inside a section the longest rows (last query tiles)
-// first, and the q heads of one kv head side by side, so that they meet the same K and V tiles in L2.
+// first, and the lists of one kv head side by side, so that they meet the same K and V tiles in L2. Rows that run at the same time
+// sweep over the keys together; the next ones sweep back, and find what those read last still in L2.
 __device__ __forceinline__ TileCoord tile_coord(Params const& params, int tile) {
   int section, rest;
   params.section_tiles_divmod(section, rest, tile);
   int const first_slot = section * params.section_slots;
   int const slots = min(params.section_slots, params.num_kv_slots - first_slot);
-  int const heads = slots * params.group_divmod.divisor;  // q heads of this section, over its batches
-  int const row = rest / heads;
-  int const head = rest - row * heads;
-  int slot, head_in_group, batch, kv_head;
-  params.group_divmod(slot, head_in_group, head);
+  int const lists = slots * params.lists_divmod.divisor;  // of this section, over its batches
+  int const row = rest / lists;
+  int const list = rest - row * lists;
+  int slot, list_of_head, batch, kv_head;
+  params.lists_divmod(slot, list_of_head, list);
   params.kv_head_divmod(batch, kv_head, first_slot + slot);
-  return {params.num_q_tiles - 1 - row, kv_head * params.group_divmod.divisor + head_in_group, batch};
+  bool const rising = (row / params.sweep_rows) & 1;
+  return {params.num_q_tiles - 1 - row, kv_head * params.lists_divmod.divisor + list_of_head, batch, rising};
 }
 
-// Walks one rising list from its end: the diagonal comes first. The warp holds 32 entries, one a lane.
-struct DescendingList {
+// Walks one list from either end. The warp holds 32 entries, one a lane.
+template <int kEntriesPerBlock>
+struct BlockList {
   int const* indices;
-  int remaining;
-  int held;  // this lane's entry of the run of 32 that ends at the current one
+  int total, remaining;  // entries
+  bool rising;
+  int held;  // this lane's entry of the run of 32 that starts at the current one
 
-  __device__ __forceinline__ DescendingList(Params const& params, TileCoord tile, int list_row) {
+  __device__ __forceinline__ BlockList(Params const& params, TileCoord tile, int list_row, bool rising) : rising(rising) {
     bool const exists = list_row < params.num_q_blocks;
-    int64_t const row =
-        (int64_t(tile.batch) * params.num_q_heads + tile.q_head) * params.num_q_blocks + (exists ? list_row : 0);
+    int64_t const row = (int64_t(tile.batch) * params.num_lists + tile.list) * params.num_q_blocks + (exists ? list_row : 0);
     indices = params.block_indices + row * params.max_blocks;
-    remaining = exists ? min(params.block_counts[row], params.max_blocks) : 0;
+    total = exists ? min(params.block_counts[row], params.max_blocks) * kEntriesPerBlock : 0;
+    remaining = total;
   }
   __device__ __forceinline__ void load(int lane) {
-    held = lane < remaining ? indices[remaining - 1 - lane] : -1;
+    int const place = rising ? total - remaining + lane : remaining - 1 - lane;
+    held = lane < remaining ? indices[place / kEntriesPerBlock] * kEntriesPerBlock + place % kEntriesPerBlock : -1;
   }
 };
 
 template <class Traits>
 class Walker {
   using Storage = typename Traits::SharedStorage;
-  static constexpr int kChunkBlocks = Traits::kChunkBlocks;
+  using List = BlockList<Traits::kEntriesPerBlock>;
+  static constexpr int kChunkEntries = Traits::kChunkEntries;
 
  public:
   __device__ __forceinline__ Walker(Params const& params, Storage& smem, int lane) : params_(params), smem_(smem), lane_(lane) {}
 
   __device__ __forceinline__ void run() {
-    int tile = blockIdx.x;
+    int tile = blockIdx.x / Traits::kCluster;
     while (tile < params_.num_tiles) {
       int next = 0;
       if (lane_ == 0) next = claim();
       walk(tile_coord(params_, tile));
       tile = __shfl_sync(~0u, next, 0);
     }
-    emit({-1, 0, 0}, Block::none(), true, true, 0);
+    emit({-1, 0, 0, false}, Entry::none(), true, true, 0);
   }
 
  private:
@@ -71,7 +79,7 @@ class Walker {
   __device__ __forceinline__ int claim() {
     int const claimed = atomicAdd(params_.tile_counter, 1);
     if (claimed == params_.num_tiles - 1) *params_.tile_counter = 0;
-    return claimed + gridDim.x;
+    return claimed + gridDim.x / Traits::kCluster;
   }
 
   __device__ __forceinline__ void walk(TileCoord tile) {
@@ -81,67 +89,74 @@ class Walker {
 
   __device__ __forceinline__ void walk_one(TileCoord tile) {
     constexpr int kAllWarpGroups = (1 << Traits::kWarpGroups) - 1;
-    constexpr int kStep = Traits::kBlocksPerTile;
-    DescendingList list(params_, tile, tile.q_tile);
+    constexpr int kStep = Traits::kEntriesPerStep;
+    List list(params_, tile, tile.q_tile / Traits::kTilesPerList, tile.rising);
     bool first = true;
     do {
       list.load(lane_);
-      int const blocks = min(list.remaining, kChunkBlocks);
-      list.remaining -= blocks;
+      int const entries = min(list.remaining, kChunkEntries);
+      list.remaining -= entries;
       bool const last = list.remaining == 0;
-      bool const in_last_step = last && lane_ / kStep == (blocks - 1) / kStep;
-      emit(tile, Block::make(list.held, in_last_step, kAllWarpGroups), first, last, blocks);
+      bool const in_last_step = last && lane_ / kStep == (entries - 1) / kStep;
+      emit(tile, Entry::make(list.held, in_last_step, kAllWarpGroups), first, last, entries);
       first = false;
     } while (list.remaining > 0);
   }
 
   // Two neighbouring query blocks share a tile: their lists are merged, each block marked with who selected it.
   __device__ __forceinline__ void walk_union(TileCoord tile) {
-    DescendingList a(params_, tile, 2 * tile.q_tile), b(params_, tile, 2 * tile.q_tile + 1);
+    List a(params_, tile, 2 * tile.q_tile, false), b(params_, tile, 2 * tile.q_tile + 1, false);
     a.load(lane_);
     b.load(lane_);
     int a_taken = 0, b_taken = 0;  // of the 32 entries held
     bool first = true;
     do {
-      Block mine = Block::none();
-      int blocks = 0;
-      while (blocks < kChunkBlocks && a.remaining + b.remaining > 0) {
+      Entry mine = Entry::none();
+      int entries = 0;
+      while (entries < kChunkEntries && a.remaining + b.remaining > 0) {
         int const block_a = a.remaining > 0 ? __shfl_sync(~0u, a.held, a_taken) : -1;
         int const block_b = b.remaining > 0 ? __shfl_sync(~0u, b.held, b_taken) : -1;
         bool const take_a = block_a >= block_b, take_b = block_b >= block_a;
         if (take_a) take(a, a_taken);
         if (take_b) take(b, b_taken);
         bool const last = a.remaining + b.remaining == 0;
-        if (lane_ == blocks) mine = Block::make(max(block_a, block_b), last, int(take_a) | (int(take_b) << 1));
-        ++blocks;
+        if (lane_ == entries) mine = Entry::make(max(block_a, block_b), last, int(take_a) | (int(take_b) << 1));
+        ++entries;
       }
-      emit(tile, mine, first, a.remaining + b.remaining == 0, blocks);
+      emit(tile, mine, first, a.remaining + b.remaining == 0, entries);
       first = false;
     } while (a.remaining + b.remaining > 0);
   }
 
-  __device__ __forceinline__ void take(DescendingList& list, int& taken) {
+  __device__ __forceinline__ void take(List& list, int& taken) {
     --list.remaining;
-    if (++taken == kChunkBlocks) {
+    if (++taken == kChunkEntries) {
       list.load(lane_);
       taken = 0;
     }
   }
 
-  // block: this lane's entry of the chunk, meaningful in the first `blocks` lanes.
-  __device__ __forceinline__ void emit(TileCoord tile, Block block, bool first, bool last, int blocks) {
+  // entry: this lane's entry of the chunk, meaningful in the first `entries` lanes.
+  __device__ __forceinline__ void emit(TileCoord tile, Entry entry, bool first, bool last, int entries) {
     wait_at(smem_.chunk_empty[ring_.slot], ring_.phase ^ 1);
-    auto& chunk = smem_.chunks[ring_.slot];
-    chunk.blocks[lane_] = lane_ < blocks ? block.packed : Block::none().packed;
-    if (lane_ == 0) {
-      chunk.q_tile = tile.q_tile;
-      chunk.q_head = tile.q_head;
-      chunk.batch = tile.batch;
-      chunk.num_blocks = blocks;
-      chunk.first = first;
-      chunk.last = last;
+    CUTE_UNROLL
+    for (int rank = 0; rank < Traits::kCluster; ++rank) {
+      auto& chunk = Traits::kCluster == 1 ? smem_.chunks[ring_.slot] : *cluster_peer(&smem_.chunks[ring_.slot], rank);
+      chunk.entries[lane_] = lane_ < entries ? entry.packed : Entry::none().packed;
+      if (lane_ == 0) {
+        chunk.tile = {tile.q_tile, tile.list, tile.batch, entries};
+        chunk.first = first;
+        chunk.last = last;
+      }
     }
-    arrive_at(smem_.chunk_full[ring_.slot]);  // every lane, for its own entry
+    // Every lane, for its own entry.
+    if constexpr (Traits::kCluster == 1) {
+      arrive_at(smem_.chunk_full[ring_.slot]);
+    } else {
+      fence_cluster();
+      CUTE_UNROLL
+      for (int rank = 0; rank < Traits::kCluster; ++rank) arrive_at_peer(smem_.chunk_full[ring_.slot], rank);
+    }
     ring_.advance();
   }
 

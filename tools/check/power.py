@@ -1,0 +1,59 @@
+"""Energy per TFLOP of attend, beside a plain matrix product and the peers: the section `power`.
+
+Owns which figures are taken. Must not own how power is read (benchmarks/power.py does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from benchmarks.masks import attend_flops, density_of
+from benchmarks.peers import attend_peers
+from benchmarks.power import PowerMeter, sustained
+from benchmarks.timing import CEILING_MATMUL
+from prism_gen.runtime.selection import visible_blocks
+from tools.check.attend_speed import make_problem, prepare_launch
+from tools.check.kernels import Kernel, of_family
+from tools.check.options import Options
+from tools.check.report import Findings, Report
+
+
+def _measure(call: Callable[[], object], flops: float, meter: PowerMeter) -> Findings:
+    found = Findings()
+    found.figures.update(sustained(call, flops, meter))
+    return found
+
+
+def run(kernels: list[Kernel], report: Report, options: Options) -> None:
+    """The product, then every attend kernel of the asked dtypes at the longest length: sparsest mask, and dense."""
+    if report.device.type != "cuda":
+        report.add("power", "any", show=True, skipped="needs a GPU")
+        return
+    meter = PowerMeter()
+    size = CEILING_MATMUL
+    a, b = (torch.randn(size, size, device=report.device, dtype=torch.bfloat16) for _ in range(2))
+    product = partial(_measure, lambda: a @ b, 2.0 * size**3, meter)
+    report.case(f"matmul{size}_bf16", "sustained", product, show=True)
+    peers = {name: peer for name, peer in attend_peers(options.prism_src).items() if name in options.peers}
+    for kernel in of_family(kernels, "attend"):
+        if kernel.problem.dtype not in options.speed_dtypes:
+            continue
+        for density in (min(options.densities), 1.0):
+            problem = make_problem(kernel, max(options.lengths), density, options, report.device)
+            launch, _ = prepare_launch(kernel, problem)
+            flops = attend_flops(problem.head_mask, problem.grid, problem.q.shape[-1])
+            case = f"n{problem.grid.seqlen_q}-density{density_of(problem.block_mask, problem.grid):.4f}"
+            report.case(kernel.name, case, partial(_measure, launch, flops, meter), show=True)
+            dense = visible_blocks(problem.grid, report.device).expand_as(problem.head_mask)
+            for name, peer in peers.items():
+                if peer.sparse != (density < 1.0) or peer.unavailable(problem):
+                    continue
+                work = problem.head_mask if peer.sparse else dense
+                call = partial(
+                    _measure, peer.prepare(problem), attend_flops(work, problem.grid, problem.q.shape[-1]), meter
+                )
+                report.case(f"peer-{name}", f"{kernel.name}-{case}", call, show=True)
+            del problem, launch
