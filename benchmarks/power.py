@@ -55,7 +55,8 @@ def sustained(
 ) -> dict[str, float]:
     """Runs fn() for `seconds` on the current CUDA stream, draining the queue every CALLS_BETWEEN_READINGS calls.
 
-    fn: long enough, some milliseconds, that draining costs nothing. flops: of one call. Returns sustained_tflops, watts, joules_per_tflop and clock_mhz (the median of readings).
+    fn: some milliseconds long, so that draining costs nothing. flops: of one call. Returns sustained_tflops, watts,
+    joules_per_tflop and clock_mhz (the median of readings).
     """
     fn()
     torch.cuda.synchronize()
