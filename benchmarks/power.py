@@ -10,6 +10,7 @@ import ctypes
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -19,13 +20,17 @@ CALLS_BETWEEN_READINGS = 4
 
 
 class PowerMeter:
-    """NVML's energy counter and clock of one device. Raises: OSError where the driver's library is missing."""
+    """NVML's energy counter and clock of one device, by its PCI address. Raises: OSError where NVML is missing."""
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._nvml = ctypes.CDLL("libnvidia-ml.so.1")
         self._check(self._nvml.nvmlInit_v2())
         self._handle = ctypes.c_void_p()
-        self._check(self._nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(self._handle)))
+        properties: Any = torch.cuda.get_device_properties(device)
+        address = (
+            f"{properties.pci_domain_id:08x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0".encode()
+        )
+        self._check(self._nvml.nvmlDeviceGetHandleByPciBusId_v2(address, ctypes.byref(self._handle)))
 
     def joules(self) -> float:
         """Energy since the driver was loaded."""
@@ -48,9 +53,10 @@ class PowerMeter:
 def sustained(
     fn: Callable[[], object], flops: float, meter: PowerMeter, *, seconds: float = SECONDS
 ) -> dict[str, float]:
-    """Runs fn() without a pause for `seconds` on the current CUDA stream.
+    """Runs fn() for `seconds` on the current CUDA stream, draining the queue every CALLS_BETWEEN_READINGS calls.
 
-    flops: of one call. Returns sustained_tflops, watts, joules_per_tflop and clock_mhz (the median of readings).
+    fn: some milliseconds long, so that draining costs nothing. flops: of one call. Returns sustained_tflops, watts,
+    joules_per_tflop and clock_mhz (the median of readings).
     """
     fn()
     torch.cuda.synchronize()
@@ -62,8 +68,8 @@ def sustained(
         fn()
         calls += 1
         if calls % CALLS_BETWEEN_READINGS == 0:
+            clocks.append(meter.clock_mhz())  # while launches are queued
             torch.cuda.synchronize()
-            clocks.append(meter.clock_mhz())
     stop.record()
     torch.cuda.synchronize()
     elapsed, joules = time.perf_counter() - began, meter.joules() - joules

@@ -93,12 +93,12 @@ ROWS: tuple[Row, ...] = (
     _pool(128, threads=256, in_flight=8, min_ctas=4),
     _pool(192, threads=192, in_flight=8, min_ctas=4),
     _pool(256, threads=256, in_flight=8, min_ctas=4),
-    # A token under way and one being rotated take 92 registers with the sums: 640 or 576 threads on an SM.
-    _rotate(64, threads=128, min_ctas=5),
-    _rotate(96, threads=96, min_ctas=6),
-    _rotate(128, threads=128, min_ctas=5),
-    _rotate(192, threads=96, min_ctas=6),
-    _rotate(256, threads=128, min_ctas=5),
+    # A token under way and one being rotated take 80 registers with the sums: 768 threads on an SM.
+    _rotate(64, threads=256, min_ctas=3),
+    _rotate(96, threads=192, min_ctas=4),
+    _rotate(128, threads=256, min_ctas=3),
+    _rotate(192, threads=192, min_ctas=4),
+    _rotate(256, threads=256, min_ctas=3),
     _select(64),
     _select(128),
     # kv_stages fill shared memory beside Q. 192 and 256: the accumulators leave registers for 64 keys; at 256 a second

@@ -21,8 +21,8 @@ struct OnlineSoftmax {
   // rounding error stays within 1.25 times that of moving it always (at 2^8 it tripled in rows that one key dominates: seen on an
   // H200).
   static constexpr float kMostProbability = 2.0f;
-  // Beyond this a step's logits are computed again: 2^127 is the last that fp32 holds, and a row of 2^64s still has a finite sum.
-  static constexpr float kMostGrowth = 0x1p64f;
+  // Beyond this a step's logits are computed again: fp32 ends at 2^128, and a row of a step, 128 times 2^120, still has a finite sum.
+  static constexpr float kMostGrowth = 0x1p120f;
 
   float scale_log2;        // softmax_scale * log2(e)
   float reference[kRows];  // the point that exponents are counted from, log2 units; 0 until the row has seen a key
@@ -154,8 +154,9 @@ struct OnlineSoftmax {
 
   // growth: log2 units, at least 0.
   __device__ __forceinline__ void move_reference(int r, float growth) {
-    reference[r] += growth;
-    o_scale[r] = exp2f(-growth);
+    float const moved = reference[r] + growth;
+    o_scale[r] = exp2f(reference[r] - moved);  // of the growth as it was rounded into the reference
+    reference[r] = moved;
     row_sum[r] *= o_scale[r];
   }
 };

@@ -108,8 +108,11 @@ LISTS = (
     Case(130, 777, mask="diagonal"),
     Case(640, 640, gain=8.0, mask="all"),
     Case(384, 700, gain=0.05, mask="scattered"),
-    Case(300, 900, gain=300.0),  # logits that leap by more than 2^64 from one step to the next
-    Case(640, 640, gain=300.0, mask="scattered"),
+    Case(300, 900, gain=1000.0),  # logits that leap by over 83 between steps, computed again
+    Case(640, 640, gain=1000.0, mask="scattered"),
+    # More tiles than CTAs, empty ones among them: ends and starts that overlap, slots used again, both directions.
+    Case(1024, 1024, num_q_heads=32, num_kv_heads=16, batch=2, mask="scattered"),
+    Case(700, 1000, num_q_heads=64, num_kv_heads=32, batch=2),
     Case(2048, 2048, num_q_heads=8, num_kv_heads=2),
 )
 ATTEND_CASES = (*RAGGED, *PREFIXED, *GROUPS, *LISTS)

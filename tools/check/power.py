@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 from benchmarks.masks import attend_flops, density_of
-from benchmarks.peers import attend_peers
+from benchmarks.peers import Peer, Problem, attend_peers
 from benchmarks.power import PowerMeter, sustained
 from benchmarks.timing import CEILING_MATMUL
 from prism_gen.runtime.selection import visible_blocks
@@ -27,12 +27,16 @@ def _measure(call: Callable[[], object], flops: float, meter: PowerMeter) -> Fin
     return found
 
 
+def _measure_peer(peer: Peer, problem: Problem, flops: float, meter: PowerMeter) -> Findings:
+    return _measure(peer.prepare(problem), flops, meter)
+
+
 def run(kernels: list[Kernel], report: Report, options: Options) -> None:
     """The product, then every attend kernel of the asked dtypes at the longest length: sparsest mask, and dense."""
     if report.device.type != "cuda":
         report.add("power", "any", show=True, skipped="needs a GPU")
         return
-    meter = PowerMeter()
+    meter = PowerMeter(report.device)
     size = CEILING_MATMUL
     a, b = (torch.randn(size, size, device=report.device, dtype=torch.bfloat16) for _ in range(2))
     product = partial(_measure, lambda: a @ b, 2.0 * size**3, meter)
@@ -51,9 +55,7 @@ def run(kernels: list[Kernel], report: Report, options: Options) -> None:
             for name, peer in peers.items():
                 if peer.sparse != (density < 1.0) or peer.unavailable(problem):
                     continue
-                work = problem.head_mask if peer.sparse else dense
-                call = partial(
-                    _measure, peer.prepare(problem), attend_flops(work, problem.grid, problem.q.shape[-1]), meter
-                )
+                work = attend_flops(problem.head_mask if peer.sparse else dense, problem.grid, problem.q.shape[-1])
+                call = partial(_measure_peer, peer, problem, work, meter)
                 report.case(f"peer-{name}", f"{kernel.name}-{case}", call, show=True)
             del problem, launch

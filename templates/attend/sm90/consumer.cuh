@@ -253,7 +253,7 @@ class Consumer {
   }
 
   // S once more, on plain fp32 arithmetic: its place may hold only infinities by now, and a single warp cannot issue wgmma. For rows
-  // whose logits leap by more than 2^64 in one step; slow, and hardly ever run.
+  // whose logits leap by more than 83 (softmax's units) in one step; slow, and hardly ever run.
   template <class S>
   __device__ __forceinline__ void recompute(int k_slot, S& tSrS) const {
     auto const sQ = q_tile(q_ring_.slot);
@@ -313,6 +313,7 @@ class Consumer {
 
     auto tOrOut = make_tensor<Element>(tOrO.layout());
     to_element(tOrO, tOrOut);
+    clear_unused_rows(tOrOut);
     auto tiled_copy = make_tiled_copy_C(Copy_Atom<SM90_U32x4_STSM_N, Element>{}, mma_pv_);
     auto thr_copy = tiled_copy.get_slice(thread_);
     release_stored();
@@ -321,11 +322,10 @@ class Consumer {
     tma_store_fence();
     sync_output();
     if (thread_ == 0) {
-      int const position = Traits::first_position(tile.q_tile, rank_, warp_group_);
       CUTE_UNROLL
       for (int slab = 0; slab < Traits::kSlabs; ++slab) {
         SM90_TMA_STORE_5D::copy(&params_.out, smem_.q + Traits::q_box_offset(q_slot, warp_group_, slab), slab * Traits::kSlabDims, 0,
-                                position, tile.list, tile.batch);
+                                position0_, tile.list, tile.batch);
       }
       tma_store_arrive();
     }
@@ -353,7 +353,17 @@ class Consumer {
     stored_slot_ = kNoSlot;
   }
 
-  // Rows that no head fills are never loaded: zeros keep what is computed on them finite.
+  // Rows that no head fills are never loaded. They are zero from the start, and O leaves zeros there for the tile after the next: a
+  // warp that holds such rows beside others rescales both together, so what it does must not depend on the tile before.
+  template <class O>
+  __device__ __forceinline__ void clear_unused_rows(O& tOrOut) const {
+    if constexpr (Traits::kUsedRows < kRows) {
+      CUTE_UNROLL
+      for (int i = 0; i < cute::size(tOrOut); ++i) {
+        if (row_in_tile() + 8 * ((i / 2) % 2) >= Traits::kUsedRows) tOrOut(i) = Element(0.0f);
+      }
+    }
+  }
   __device__ __forceinline__ void clear_unused_rows() const {
     if constexpr (Traits::kUsedRows < kRows) {
       CUTE_UNROLL

@@ -105,6 +105,7 @@ cudaError_t num_clusters(int& result, cudaLaunchConfig_t const& config, int num_
   result = device < kMaxDevices ? known[device] : 0;
   if (result != 0) return cudaSuccess;
   cudaError_t const status = cudaOccupancyMaxActiveClusters(&result, attend_kernel<Traits>, &config);
+  if (status == cudaSuccess && result == 0) return cudaErrorLaunchOutOfResources;
   if (status == cudaSuccess && device < kMaxDevices) known[device] = result;
   return status;
 }

@@ -49,7 +49,10 @@ class Loader {
         has_previous = false;
       }
       if constexpr (Traits::kCluster == 1) arrive_at(smem_.chunk_empty[chunk_ring_.slot]);
-      else arrive_at_peer(smem_.chunk_empty[chunk_ring_.slot], kWalkerRank);
+      else {
+        fence_cluster();
+        arrive_at_peer(smem_.chunk_empty[chunk_ring_.slot], kWalkerRank);
+      }
       chunk_ring_.advance();
     }
   }

@@ -132,7 +132,7 @@ struct Traits {
 
   struct Tile {
     int q_tile, list, batch;  // q_tile: of a whole cluster; list: of its batch; q_tile < 0: no more tiles
-    int num_entries;          // of the tile's first chunk; 0: the tile selects nothing
+    int num_entries;          // of the chunk at hand; 0 in a tile's first chunk: the tile selects nothing
   };
 
   // A run of entries of one tile. `first` opens the tile, `last` closes it.

@@ -1,5 +1,6 @@
 // The walker warp: takes tiles in order, reads their block lists ahead of everybody and hands them on in chunks of 32 entries, so
-// that no TMA issue ever waits on a global load. One warp serves a whole cluster. Owns the tile order and the merge of two lists; knows nothing of Q, K or V.
+// that no TMA issue ever waits on a global load. One warp serves a whole cluster. Owns the tile order and the merge of two lists;
+// knows nothing of Q, K or V.
 #pragma once
 
 #include "attend/params.h"
@@ -12,7 +13,7 @@ namespace prism::attend {
 
 struct TileCoord {
   int q_tile, list, batch;
-  bool rising;  // the direction in which its list is walked
+  bool rising;  // the direction in which its list is walked; merged lists are always walked down
 };
 
 // Tile order: sections of kv heads whose K and V fit in L2 together; inside a section the longest rows (last query tiles)
@@ -139,6 +140,7 @@ class Walker {
   // entry: this lane's entry of the chunk, meaningful in the first `entries` lanes.
   __device__ __forceinline__ void emit(TileCoord tile, Entry entry, bool first, bool last, int entries) {
     wait_at(smem_.chunk_empty[ring_.slot], ring_.phase ^ 1);
+    if constexpr (Traits::kCluster > 1) fence_cluster();
     CUTE_UNROLL
     for (int rank = 0; rank < Traits::kCluster; ++rank) {
       auto& chunk = Traits::kCluster == 1 ? smem_.chunks[ring_.slot] : *cluster_peer(&smem_.chunks[ring_.slot], rank);

@@ -20,16 +20,18 @@ CUTE_DEVICE float2 unpack(uint32_t pair) {
   }
 }
 
-// The fp32 sums of 8 dims.
-struct ChunkSum {
-  float value[kChunkDims] = {};
+// The fp32 sums of kDims contiguous dims, 4 or 8.
+template <int kDims>
+struct DimSum {
+  float value[kDims] = {};
 
-  template <class Element>
-  CUTE_DEVICE void add(uint4 const& raw) {
-    uint32_t const pairs[] = {raw.x, raw.y, raw.z, raw.w};
+  // raw: uint2 or uint4, kDims 16-bit floats.
+  template <class Element, class Raw>
+  CUTE_DEVICE void add(Raw const& raw) {
+    static_assert(sizeof(Raw) == 2 * kDims, "a 16-bit float for each sum");
     CUTE_UNROLL
-    for (int i = 0; i < kChunkDims / 2; ++i) {
-      float2 const pair = unpack<Element>(pairs[i]);
+    for (int i = 0; i < kDims / 2; ++i) {
+      float2 const pair = unpack<Element>((&raw.x)[i]);
       value[2 * i] += pair.x;
       value[2 * i + 1] += pair.y;
     }
@@ -38,11 +40,14 @@ struct ChunkSum {
   // src, dst: 16-byte aligned.
   CUTE_DEVICE void load(float const* src) {
     CUTE_UNROLL
-    for (int i = 0; i < kChunkDims; ++i) value[i] = src[i];
+    for (int i = 0; i < kDims; ++i) value[i] = src[i];
   }
   CUTE_DEVICE void store(float* dst) const {
-    reinterpret_cast<float4*>(dst)[0] = make_float4(value[0], value[1], value[2], value[3]);
-    reinterpret_cast<float4*>(dst)[1] = make_float4(value[4], value[5], value[6], value[7]);
+    CUTE_UNROLL
+    for (int i = 0; i < kDims / 4; ++i) {
+      reinterpret_cast<float4*>(dst)[i] =
+          make_float4(value[4 * i], value[4 * i + 1], value[4 * i + 2], value[4 * i + 3]);
+    }
   }
 };
 
@@ -96,17 +101,7 @@ struct PoolTile {
     return (t.num_heads * t.num_blocks + num_outputs(t) - 1) / num_outputs(t);
   }
 
-  // Keeps the sum of 8 dims for finish, and for the next chunk where the last block is not complete.
-  CUTE_DEVICE static void keep(PoolTensor const& t, PoolOutput const& output, Granule const& granule, int unit,
-                               int chunk, ChunkSum const& sum, SharedStorage& shared) {
-    sum.store(&shared.sums[unit][chunk * kChunkDims]);
-    int const block_tokens = kGranuleTokens << t.log2_granules, end = t.first_token + t.num_tokens;
-    if (t.tail_out != nullptr && end / block_tokens == output.block) {
-      sum.store(t.tail_out + granule.tail * kHeadDim + chunk * kChunkDims);
-    }
-  }
-
-  // Behind a barrier that follows keep: a warp takes every kWarps-th output of CTA `cta`.
+  // Behind a barrier, when every unit's sum is in `shared`: a warp takes every kWarps-th output of CTA `cta`.
   template <int kWarps>
   CUTE_DEVICE static void finish(PoolTensor const& t, int batch, int cta, SharedStorage const& shared) {
     int const cta_outputs = num_outputs(t), end = min(cta_outputs, t.num_heads * t.num_blocks - cta * cta_outputs);
@@ -116,19 +111,27 @@ struct PoolTile {
   }
 
  private:
-  // One warp: adds an output's granules in order, divides, writes the mean and its energies. A lane has dims lane + 32 i.
+  // One warp: adds an output's granules in order, divides, writes the mean and its energies. A lane has dims lane + 32i.
   CUTE_DEVICE static void finish_output(PoolTensor const& t, PoolOutput const& output, float const (*sums)[kHeadDim],
                                         int cta_outputs) {
     int const lane = threadIdx.x % kWarpSize;
-    int const block_tokens = kGranuleTokens << t.log2_granules;
-    float const valid = float(min(block_tokens, t.first_token + t.num_tokens - output.block * block_tokens));
+    int const granules = 1 << t.log2_granules, block_tokens = kGranuleTokens << t.log2_granules;
+    int const tokens = min(block_tokens, t.first_token + t.num_tokens - output.block * block_tokens);
+    // The last block, where it is not complete, leaves its sums for the next chunk.
+    bool const leaves_tail = t.tail_out != nullptr && tokens < block_tokens;
+    float* tail = t.tail_out + (output.head_row << t.log2_granules) * kHeadDim;
+    float const valid = float(tokens);
     float* mean = t.mean + output.row * kHeadDim;
     float high = 0.f, low = 0.f, all = 0.f;
     CUTE_UNROLL
     for (int i = 0; i < kLaneDims; ++i) {
       int const dim = lane + i * kWarpSize;
       float sum = 0.f;
-      for (int granule = 0; granule < (1 << t.log2_granules); ++granule) sum += sums[granule * cta_outputs][dim];
+      for (int granule = 0; granule < granules; ++granule) {
+        float const part = sums[granule * cta_outputs][dim];
+        sum += part;
+        if (leaves_tail) tail[granule * kHeadDim + dim] = part;
+      }
       float const value = __fdiv_rn(sum, valid), square = value * value;
       mean[dim] = value;
       int const chunk = dim / kChunkDims;

@@ -38,20 +38,20 @@ struct PoolKernel {
   static_assert(kGranuleTokens % kInFlight == 0, "a granule must be whole passes");
 
   // Adds a whole granule: each load is replaced by the one kInFlight tokens later as soon as it is used.
-  CUTE_DEVICE static void add_granule(ChunkSum& sum, Element const* src, int64_t stride_token) {
+  CUTE_DEVICE static void add_granule(DimSum<kChunkDims>& sum, Element const* src, int64_t stride_token) {
     uint4 window[kInFlight];
     CUTE_UNROLL
     for (int i = 0; i < kInFlight; ++i) window[i] = load_streaming(src + i * stride_token);
     CUTE_UNROLL
     for (int token = 0; token < kGranuleTokens; ++token) {
       uint4& slot = window[token % kInFlight];
-      sum.add<Element>(slot);
+      sum.template add<Element>(slot);
       if (token + kInFlight < kGranuleTokens) slot = load_streaming(src + (token + kInFlight) * stride_token);
     }
   }
 
   // Adds the first num_tokens of a granule, in the same order.
-  CUTE_DEVICE static void add_tokens(ChunkSum& sum, Element const* src, int64_t stride_token, int num_tokens) {
+  CUTE_DEVICE static void add_tokens(DimSum<kChunkDims>& sum, Element const* src, int64_t stride_token, int num_tokens) {
     for (int first = 0; first < num_tokens; first += kInFlight) {
       uint4 window[kInFlight];
       CUTE_UNROLL
@@ -60,7 +60,7 @@ struct PoolKernel {
         if (first + i < num_tokens) window[i] = load_streaming(src + (first + i) * stride_token);
       }
       CUTE_UNROLL
-      for (int i = 0; i < kInFlight; ++i) sum.add<Element>(window[i]);
+      for (int i = 0; i < kInFlight; ++i) sum.template add<Element>(window[i]);
     }
   }
 
@@ -76,14 +76,14 @@ struct PoolKernel {
       Granule const granule(t, output, unit / cta_outputs);
       Element const* src = static_cast<Element const*>(t.x) + batch * t.stride_batch + output.head * t.stride_head +
                            granule.begin * t.stride_token + chunk * kChunkDims;
-      ChunkSum sum;
+      DimSum<kChunkDims> sum;
       if (granule.num_tokens == kGranuleTokens) {
         add_granule(sum, src, t.stride_token);
       } else {
         if (granule.goes_on) sum.load(t.tail_in + granule.tail * kHeadDim + chunk * kChunkDims);
         add_tokens(sum, src, t.stride_token, granule.num_tokens);
       }
-      Tile::keep(t, output, granule, unit, chunk, sum, shared);
+      sum.store(&shared.sums[unit][chunk * kChunkDims]);
     }
     __syncthreads();
     Tile::template finish<kThreads / kWarpSize>(t, batch, cta, shared);

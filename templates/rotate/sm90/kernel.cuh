@@ -88,7 +88,7 @@ struct RotateKernel {
   };
 
   struct Sums {
-    ChunkSum first, second;
+    DimSum<kChunkDims> first, second;
   };
 
   CUTE_DEVICE static void turn(Token& token) {
@@ -170,8 +170,8 @@ struct RotateKernel {
       }
       rotate_tokens<kPool>(strides, cursor, granule.num_tokens, sums);
       if constexpr (kPool) {
-        Tile::keep(t, output, granule, unit, first_chunk, sums.first, *shared);
-        Tile::keep(t, output, granule, unit, second_chunk, sums.second, *shared);
+        sums.first.store(&shared->sums[unit][first_chunk * kChunkDims]);
+        sums.second.store(&shared->sums[unit][second_chunk * kChunkDims]);
       }
     }
     if constexpr (kPool) {

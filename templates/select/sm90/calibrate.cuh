@@ -2,7 +2,7 @@
 #pragma once
 
 #include "select/params.h"
-#include "shared/cluster_store.cuh"
+#include "shared/cluster.cuh"
 #include "shared/mbarrier.cuh"
 #include "shared/warp.cuh"
 

@@ -13,7 +13,6 @@
 #include "select/sm90/scores.cuh"
 #include "shared/arch_guard.h"
 #include "shared/cluster.cuh"
-#include "shared/cluster_store.cuh"
 #include "shared/dependents.cuh"
 #include "shared/mbarrier.cuh"
 
