@@ -49,12 +49,14 @@ def _select(head_dim: int) -> Row:
         return SelectShape(words=words, tile_rows=rows, threads=256, cluster=cluster, ctas_per_sm=ctas_per_sm)
 
     schedule = SelectSchedule(
-        # Short rows: no cluster to wait for. Longer ones: k_mean is read once for 32 or 64 rows.
-        head=(
-            shape(16, rows=16, cluster=1, ctas_per_sm=2),
-            shape(32, rows=32, cluster=2, ctas_per_sm=2),
-            shape(64, rows=32, cluster=4, ctas_per_sm=2),
+        # Short rows: two CTAs for 16 of them while the GPU is not full, then no cluster to wait for.
+        plain=(
+            shape(4, rows=16, cluster=2, ctas_per_sm=4),
+            shape(16, rows=16, cluster=1, ctas_per_sm=4),
+            shape(32, rows=16, cluster=2, ctas_per_sm=4),
+            shape(64, rows=16, cluster=2, ctas_per_sm=2),
         ),
+        head=(shape(32, rows=16, cluster=2, ctas_per_sm=2), shape(64, rows=16, cluster=2, ctas_per_sm=2)),
         # 16 rows in a CTA: the heads of a group lie in one.
         group=(
             shape(16, rows=16, cluster=1, ctas_per_sm=2),

@@ -44,8 +44,12 @@ class SelectShape(Struct, frozen=True, kw_only=True):
 
 
 class SelectSchedule(Struct, frozen=True, kw_only=True):
-    """Shapes by rising words, for lists of one q head and of a group; scratch: for rows longer than both, cluster 1."""
+    """Shapes by rising words: lists of one q head under the paper's rules, under any rules, and lists of a group.
 
+    scratch: for rows longer than all of these, cluster 1.
+    """
+
+    plain: tuple[SelectShape, ...]
     head: tuple[SelectShape, ...]
     group: tuple[SelectShape, ...]
     scratch: SelectShape
@@ -59,6 +63,7 @@ def _context(spec: KernelSpec) -> dict[str, Any]:
         "head_dim": problem.head_dim,
         "high_chunks": list(split.high_chunks),
         "low_chunks": list(split.low_chunks),
+        "plain_shapes": ", ".join(shape.type_name() for shape in schedule.plain),
         "head_shapes": ", ".join(shape.type_name() for shape in schedule.head),
         "group_shapes": ", ".join(shape.type_name() for shape in schedule.group),
         "scratch_shape": schedule.scratch.type_name(),

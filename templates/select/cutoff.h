@@ -22,8 +22,15 @@ struct Cutoff {
 constexpr Cutoff kKeepAll{0u, kAllTies};
 constexpr Cutoff kKeepNone{0xffffffffu, kAllTies};
 
-// Where a search for the shortest prefix stands: low and high bracket the cut-off, sum_low >= target > sum_high are the sums of
-// the values at and above each, the sum at 0 taken as infinite.
+// What a search starts from: every value is below bound, and they add up to about 2^30. The rest guides it, right or wrong: mean and
+// deviation of log2 of a value, weighted with it, and octaves by which a guess may miss.
+struct CutoffStart {
+  uint32_t bound;
+  float centre, width, spread;
+};
+
+// A search for the shortest prefix whose sum reaches target. low and high bracket the cut-off: the sums of the values at and above
+// each are sum_low >= target > sum_high, the sum at 0 taken as infinite.
 struct CutoffSearch {
   static constexpr float kMargin = 0.3f;  // of the root of the number of candidates: so far from a guess is the next probe
   static constexpr float kFewest = 4.f;   // candidates, from which on their mean separates them
@@ -32,21 +39,50 @@ struct CutoffSearch {
   uint32_t target, low, high, sum_low, sum_high;
   float step;  // octaves to go while one side is unknown; doubles
 
+  CUTE_HOST_DEVICE CutoffSearch(uint32_t sum_target, CutoffStart const& start)
+      : target(sum_target), low(0), high(start.bound), sum_low(0), sum_high(0), step(start.spread) {}
+
+  // Takes in the sum of all values >= probe. Returns true once the cut-off is known.
+  CUTE_HOST_DEVICE bool learn(uint32_t probe, uint32_t sum, Cutoff& cutoff) {
+    if (sum >= target) {
+      low = probe;
+      sum_low = sum;
+    } else {
+      high = probe;
+      sum_high = sum;
+    }
+    // Two values in [low, high) would add up to 2 * low or more: a smaller sum is a single value, the one sought.
+    uint32_t const mass = sum_low - sum_high;
+    if (low > 0 && mass < 2 * low) {
+      cutoff = {mass, kAllTies};
+      return true;
+    }
+    if (high - low > 1) return false;
+    cutoff = low == 0 ? kKeepAll : Cutoff{low, (target - sum_high + low - 1) / low};
+    return true;
+  }
+
+  // Where to look next, from turn 1 on.
   CUTE_HOST_DEVICE uint32_t next_probe(int turn) {
-    if (low == 0 || sum_high == 0) return probe_outwards();
+    if (low == 0 || sum_high == 0) return inside(probe_outwards());
     if (turn % kHalving == 0) return low + (high - low) / 2;
     // Candidates are what adds up to mass: at most `most` values of [low, high).
     uint32_t const mass = sum_low - sum_high;
     float const most = float(mass) / float(low);
     if (most < kFewest) {
       uint32_t const count = uint32_t(most);
-      return (mass + count - 1) / count;
+      return inside((mass + count - 1) / count);
     }
     // As if they were spread evenly, a little towards the farther end, to bring that in too.
     float const place = float(sum_low - target) / float(mass), margin = kMargin / sqrtf(most);
     float const part = place < 0.5f ? place + margin : place - margin, ratio = float(high) / float(low);
     float const ahead = ratio > 2.f ? float(low) * (exp2f(part * log2f(ratio)) - 1.f) : float(high - low) * part;
-    return low + uint32_t(ahead > 0.f ? ahead : 0.f);
+    return inside(low + uint32_t(ahead > 0.f ? ahead : 0.f));
+  }
+
+  // Every probe lies strictly between low and high, which are at least 2 apart.
+  CUTE_HOST_DEVICE uint32_t inside(uint32_t probe) const {
+    return probe <= low ? low + 1 : probe >= high ? high - 1 : probe;
   }
 
  private:
@@ -59,30 +95,15 @@ struct CutoffSearch {
   }
 };
 
-// The shortest prefix, in falling order, whose sum reaches target. target: 1 .. 2^30. bound: above every value, which add up to
-// about 2^30. guess: where the cut-off may lie; spread: octaves by which it may be wrong. Both only save probes.
+// The shortest prefix, in falling order, whose sum reaches target. target: 1 .. 2^30. guess: the first probe.
 // sum_at_least(x): the sum of all values >= x, for x >= 1, below 2^32.
 template <class SumAtLeast>
-CUTE_HOST_DEVICE Cutoff find_cutoff(uint32_t target, uint32_t guess, float spread, uint32_t bound, SumAtLeast const& sum_at_least) {
-  CutoffSearch search{target, 0, bound, 0, 0, spread};
-  uint32_t probe = guess;
-  for (int turn = 1; search.high - search.low > 1; ++turn) {
-    probe = probe <= search.low ? search.low + 1 : probe >= search.high ? search.high - 1 : probe;
-    uint32_t const sum = sum_at_least(probe);
-    if (sum >= target) {
-      search.low = probe;
-      search.sum_low = sum;
-    } else {
-      search.high = probe;
-      search.sum_high = sum;
-    }
-    // Two values in [low, high) would add up to 2 * low or more: a smaller sum is a single value, the one sought.
-    uint32_t const mass = search.sum_low - search.sum_high;
-    if (search.low > 0 && mass < 2 * search.low) return {mass, kAllTies};
-    probe = search.next_probe(turn);
-  }
-  if (search.low == 0) return kKeepAll;
-  return {search.low, (target - search.sum_high + search.low - 1) / search.low};
+CUTE_HOST_DEVICE Cutoff find_cutoff(uint32_t target, uint32_t guess, CutoffStart const& start, SumAtLeast const& sum_at_least) {
+  CutoffSearch search(target, start);
+  Cutoff cutoff = kKeepAll;
+  uint32_t probe = search.inside(guess);
+  for (int turn = 1; !search.learn(probe, sum_at_least(probe), cutoff); ++turn) probe = search.next_probe(turn);
+  return cutoff;
 }
 
 // The first `rank` values in falling order. bound: above every value. count_at_least(x): the number of values >= x, for x >= 1.

@@ -55,15 +55,9 @@ struct SelectLengths {
   }
 };
 
-// CTAs that take tiles from scratch, and the floats of one.
-template <class Kernel>
-int64_t scratch_ctas(int64_t tiles) {
-  return std::min(tiles, kScratchCtas);
-}
-
 template <class Bands, class ScratchShape>
 int64_t select_scratch_floats(int64_t batch, int64_t num_lists, int64_t num_q_blocks, int64_t num_k_blocks) {
-  using Kernel = SelectKernel<SelectConfig<Bands, ScratchShape>, true>;
+  using Kernel = SelectKernel<SelectConfig<Bands, ScratchShape>, SelectMode::kGroup>;
   constexpr int64_t kMax = std::numeric_limits<int>::max();
   check_range(batch, "batch", 0, kMax);
   check_range(num_lists, "num_lists", 0, kMax);
@@ -109,26 +103,26 @@ void check_heads(SelectParams const& p) {
 }
 
 // The first shape whose rows are long enough, or the scratch's.
-template <class Bands, bool kGroup, class ScratchShape>
+template <class Bands, SelectMode kMode, class ScratchShape>
 void select_dispatch(SelectShapes<>, SelectParams const& p, DLDevice device) {
   using Config = SelectConfig<Bands, ScratchShape>;
-  using Kernel = SelectKernel<Config, kGroup>;
+  using Kernel = SelectKernel<Config, kMode>;
   check_heads<Kernel>(p);
   int64_t const ctas = std::min(Kernel::num_tiles(p), kScratchCtas);
-  select_start<Kernel>(select_kernel<Config, kGroup, true>, p, ctas, Kernel::template smem_bytes<true>(p), device);
+  select_start<Kernel>(select_kernel<Config, kMode, true>, p, ctas, Kernel::template smem_bytes<true>(p), device);
 }
 
-template <class Bands, bool kGroup, class ScratchShape, class Shape, class... Longer>
+template <class Bands, SelectMode kMode, class ScratchShape, class Shape, class... Longer>
 void select_dispatch(SelectShapes<Shape, Longer...>, SelectParams const& p, DLDevice device) {
   using Config = SelectConfig<Bands, Shape>;
-  using Kernel = SelectKernel<Config, kGroup>;
+  using Kernel = SelectKernel<Config, kMode>;
   if (Kernel::in_scratch(p.num_k_blocks)) {
-    select_dispatch<Bands, kGroup, ScratchShape>(SelectShapes<Longer...>{}, p, device);
+    select_dispatch<Bands, kMode, ScratchShape>(SelectShapes<Longer...>{}, p, device);
     return;
   }
   check_heads<Kernel>(p);
   int64_t const ctas = Kernel::num_tiles(p) * Kernel::kCluster;
-  select_start<Kernel>(select_kernel<Config, kGroup, false>, p, ctas, Kernel::template smem_bytes<false>(p), device);
+  select_start<Kernel>(select_kernel<Config, kMode, false>, p, ctas, Kernel::template smem_bytes<false>(p), device);
 }
 
 // The fewest blocks that a list must hold: the forced ones of any row.
@@ -140,7 +134,7 @@ inline int64_t least_capacity(SelectParams const& p) {
 }
 
 // share_group, prefix_calibration, force_*: 0 or 1. cut_kind: a CutKind.
-template <class Bands, class HeadShapes, class GroupShapes, class ScratchShape>
+template <class Bands, class PlainShapes, class HeadShapes, class GroupShapes, class ScratchShape>
 void select_launch(TensorView q_mean, TensorView k_mean, TensorView q_energy, TensorView k_energy, TensorView thresholds,
                    int64_t block_size_q, int64_t block_size_k, int64_t seqlen_q, int64_t seqlen_k, int64_t force_sink,
                    int64_t force_recent, int64_t share_group, int64_t prefix_calibration, int64_t cut_kind,
@@ -213,13 +207,15 @@ void select_launch(TensorView q_mean, TensorView k_mean, TensorView q_energy, Te
   if (params.may_overflow()) {
     check_range(max_blocks, "block_indices.shape[3] (max_blocks)", least_capacity(params), std::numeric_limits<int>::max());
   }
-  if (heads_per_list == 1) select_dispatch<Bands, false, ScratchShape>(HeadShapes{}, params, device);
-  else select_dispatch<Bands, true, ScratchShape>(GroupShapes{}, params, device);
+  if (heads_per_list > 1) select_dispatch<Bands, SelectMode::kGroup, ScratchShape>(GroupShapes{}, params, device);
+  else if (params.plain()) select_dispatch<Bands, SelectMode::kPlain, ScratchShape>(PlainShapes{}, params, device);
+  else select_dispatch<Bands, SelectMode::kHead, ScratchShape>(HeadShapes{}, params, device);
 }
 
 }  // namespace prism
 
-#define PRISM_EXPORT_SELECT(Bands, HeadShapes, GroupShapes, ScratchShape, kSpec)                            \
-  PRISM_EXPORT_SPEC(kSpec)                                                                                  \
-  TVM_FFI_DLL_EXPORT_TYPED_FUNC(select, (prism::select_launch<Bands, HeadShapes, GroupShapes, ScratchShape>)) \
+#define PRISM_EXPORT_SELECT(Bands, PlainShapes, HeadShapes, GroupShapes, ScratchShape, kSpec)                             \
+  PRISM_EXPORT_SPEC(kSpec)                                                                                                \
+  TVM_FFI_DLL_EXPORT_TYPED_FUNC(select,                                                                                   \
+                                (prism::select_launch<Bands, PlainShapes, HeadShapes, GroupShapes, ScratchShape>))        \
   TVM_FFI_DLL_EXPORT_TYPED_FUNC(scratch_floats, (prism::select_scratch_floats<Bands, ScratchShape>))

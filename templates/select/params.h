@@ -11,6 +11,9 @@ constexpr int kMaxTokens = 1 << 29;  // of a sequence or a block: sums of two st
 
 enum class CutKind : int { kTopP = 0, kTopK = 1, kDensity = 2 };  // what a threshold is (method.md step 5)
 
+// What a kernel is compiled for: the paper's rules for lists of one q head, without probs; any rules for them; any for lists of a group.
+enum class SelectMode : int { kPlain, kHead, kGroup };
+
 // num_lists: num_q_heads, or num_kv_heads where a group shares its list.
 struct SelectParams {
   float const* q_mean;      // [batch, num_q_heads, num_q_blocks, head_dim]
@@ -35,6 +38,11 @@ struct SelectParams {
 
   // Whether a row may want more blocks than its list holds.
   CUTE_HOST_DEVICE bool may_overflow() const { return max_blocks < num_k_blocks; }
+
+  // Whether the kernel for the paper's rules will do.
+  CUTE_HOST_DEVICE bool plain() const {
+    return cut_kind == CutKind::kTopP && !prefix_calibration && !may_overflow() && probs == nullptr;
+  }
 
   // Key blocks that the last valid row of a query block sees.
   CUTE_HOST_DEVICE int num_visible(int q_block) const {

@@ -85,13 +85,14 @@ CUTE_DEVICE float prefix_energy(float const* energy, int num_blocks, int compone
 
 // The factor from the dot product of two means to a logit, 1 / (sqrt(band_dims) * tau), in units of log2.
 // head: of the list, at (batch, head) row q_row + head. q_block: whose row it is; prefix calibration depends on it.
-template <int kHighDims, int kLowDims, int kHeadDim, class Energies>
+// kMayBePrefix: false where that is known to be off.
+template <int kHighDims, int kLowDims, int kHeadDim, bool kMayBePrefix, class Energies>
 CUTE_DEVICE float logit_scale(SelectParams const& p, Energies const& energies, int band, int head, int heads, int q_row, int k_row,
                               int q_block) {
   constexpr float kMinTau = 1e-6f, kLog2e = 1.4426950408889634f;
   float const band_dims = band == 0 ? kHighDims : kLowDims;
   float q_ratio, k_ratio;
-  if (p.prefix_calibration) {
+  if (kMayBePrefix && p.prefix_calibration) {
     float const* q_energy = p.q_energy + (int64_t(q_row + head) * p.num_q_blocks + q_block) * kComponents;
     float const* k_energy = p.k_energy + int64_t(k_row) * p.num_k_blocks * kComponents;
     int const seen = p.num_visible(q_block);

@@ -13,12 +13,6 @@ struct Exponentials {
   float sum, top, centre, width;
 };
 
-// A row in fixed point: every value is below bound; centre and width are those of log2 of a value.
-struct FixedRange {
-  uint32_t bound;
-  float centre, width;
-};
-
 // Scores to exponentials relative to the largest. scale: from a score to a logit in units of log2. A NaN spoils the row's sum.
 template <class Row>
 CUTE_DEVICE Exponentials exponentiate(Row& row, float scale) {
@@ -43,17 +37,22 @@ CUTE_DEVICE Exponentials exponentiate(Row& row, float scale) {
   return {sum, exp2f(fmaf(top, scale, shift)), centre, sqrtf(fmaxf(variance, 0.f))};
 }
 
+// Of a fixed-point row. largest: its largest value, up to the 2^-22 by which exp2 may be wrong. centre, width: of its values.
+CUTE_DEVICE CutoffStart cutoff_start(uint32_t largest, float centre, float width) {
+  constexpr float kLeastSpread = 0.02f;  // octaves
+  return {largest + (largest >> 16) + 2, centre, width, fmaxf(0.5f * width, kLeastSpread)};
+}
+
 // Values to p_fix = round(value * unit). top: the largest value, up to rounding. A NaN row becomes all zeros.
 template <class Row>
-CUTE_DEVICE FixedRange fix(Row& row, float unit, float top, float centre, float width) {
+CUTE_DEVICE CutoffStart fix(Row& row, float unit, float top, float centre, float width) {
   row.update([&](int, uint32_t bits, int) { return __float2uint_rn(__uint_as_float(bits) * unit); });
-  uint32_t const largest = __float2uint_rn(top * unit);  // exp2 may be wrong by 2^-22
-  return {largest + (largest >> 16) + 2, centre, width};
+  return cutoff_start(__float2uint_rn(top * unit), centre, width);
 }
 
 // One row alone: p is its softmax.
 template <class Row>
-CUTE_DEVICE FixedRange fix_row(Row& row, float scale) {
+CUTE_DEVICE CutoffStart fix_row(Row& row, float scale) {
   Exponentials const e = exponentiate(row, scale);
   float const unit = __frcp_rn(e.sum) * float(kFixedOne);  // a power of two: p rounds once
   return fix(row, unit, e.top, e.centre + __log2f(unit), e.width);
@@ -74,28 +73,32 @@ CUTE_DEVICE Cutoff rank_cutoff(Row const& row, uint32_t rank, uint32_t bound) {
   });
 }
 
-// What a band's rows are cut by. quantile: the threshold's, of the normal distribution; it guides the search.
+// Where the cut-off lies, if the mass of a row is spread over its values like a normal distribution. quantile: the threshold's.
+CUTE_DEVICE uint32_t guess_cutoff(CutoffStart const& start, float quantile) {
+  return __float2uint_rz(exp2f(start.centre - quantile * start.width));
+}
+CUTE_DEVICE float quantile_of(float threshold) { return normcdfinvf(fminf(fmaxf(threshold, 0.001f), 0.999f)); }
+
+// What a band's rows are cut by.
 struct CutRule {
   CutKind kind;
   float threshold, quantile;
 
   CUTE_DEVICE CutRule(CutKind cut_kind, float cut_threshold)
-      : kind(cut_kind), threshold(cut_threshold), quantile(normcdfinvf(fminf(fmaxf(cut_threshold, 0.001f), 0.999f))) {}
+      : kind(cut_kind), threshold(cut_threshold), quantile(quantile_of(cut_threshold)) {}
 };
 
-// The cut-off of a fixed-point row. A mass of 1 or more (or NaN) keeps all.
-template <class Row>
-CUTE_DEVICE Cutoff row_cutoff(Row const& row, FixedRange const& range, CutRule const& rule, int num_visible) {
-  if (rule.kind != CutKind::kTopP) {
+// The cut-off of a fixed-point row. A mass of 1 or more (or NaN) keeps all. kAnyKind: false where it is known to be top-p.
+template <bool kAnyKind, class Row>
+CUTE_DEVICE Cutoff row_cutoff(Row const& row, CutoffStart const& start, CutRule const& rule, int num_visible) {
+  if (kAnyKind && rule.kind != CutKind::kTopP) {
     float const count = rule.kind == CutKind::kTopK ? rule.threshold : rule.threshold * float(num_visible);
-    return rank_cutoff(row, __float2uint_ru(count), range.bound);
+    return rank_cutoff(row, __float2uint_ru(count), start.bound);
   }
   if (!(rule.threshold < 1.f)) return kKeepAll;
   uint32_t const target = __float2uint_ru(rule.threshold * float(kFixedOne));
   if (target == 0) return kKeepNone;
-  constexpr float kLeastSpread = 0.02f;  // octaves
-  uint32_t const guess = __float2uint_rz(exp2f(range.centre - rule.quantile * range.width));
-  return find_cutoff(target, guess, fmaxf(0.5f * range.width, kLeastSpread), range.bound, [&](uint32_t x) {
+  return find_cutoff(target, guess_cutoff(start, rule.quantile), start, [&](uint32_t x) {
     uint32_t sums[kParts] = {};
     row.visit([&](int, uint32_t p, int part) { add_if_at_least(sums[part], p, x); });
     return __reduce_add_sync(kFullWarp, (sums[0] + sums[1]) + (sums[2] + sums[3]));
@@ -144,6 +147,16 @@ CUTE_DEVICE void bit_if_equal(uint32_t& bits, uint32_t p, uint32_t x, int place)
   asm("{ .reg .pred yes; setp.eq.u32 yes, %1, %2; @yes or.b32 %0, %0, %3; }" : "+r"(bits) : "r"(p), "r"(x), "r"(1u << place));
 }
 
+// Of one word of a row a lane: takes away from kept the tied columns after the first `ties` of the row. ties_before: the row's tied
+// columns in words before these; grows.
+CUTE_DEVICE uint32_t drop_ties(uint32_t kept, uint32_t tied, uint32_t ties, int& ties_before, int lane) {
+  int const rank = warp_prefix_sum(__popc(tied), lane);  // of the last tie of this word, counted from lane 0
+  int64_t const end = int64_t(ties_before) + rank, start = end - __popc(tied);
+  if (end > ties) kept &= ~tied | lowest_bits(tied, ties > start ? int(ties - start) : 0);
+  ties_before += __shfl_sync(kFullWarp, rank, kWarpSize - 1);
+  return kept;
+}
+
 // Calls put(word, bits) on the lane that holds that word of the row's bit mask: the columns that the cut-off keeps. Returns their
 // number.
 template <class Row, class Put>
@@ -159,10 +172,7 @@ CUTE_DEVICE int kept_words(Row const& row, Cutoff cutoff, int num_visible, int l
       uint32_t const tied = visible & warp_transpose(bits_of([&](uint32_t& bits, uint32_t p, int place) {
                               bit_if_equal(bits, p, cutoff.value, place);
                             }), lane);
-      int const rank = warp_prefix_sum(__popc(tied), lane);  // of the last tie of this word, counted from the batch's start
-      int64_t const end = int64_t(ties_before) + rank, start = end - __popc(tied), ties = cutoff.ties;
-      if (end > ties) kept &= ~tied | lowest_bits(tied, ties > start ? int(ties - start) : 0);
-      ties_before += __shfl_sync(kFullWarp, rank, kWarpSize - 1);
+      kept = drop_ties(kept, tied, cutoff.ties, ties_before, lane);
     }
     count += __popc(kept);
     if (visible != 0) put(first + lane, kept);

@@ -8,37 +8,33 @@ namespace prism {
 
 CUTE_HOST_DEVICE int mask_words(int num_k_blocks) { return (num_k_blocks + 31) / 32; }
 
-// A word of a list: what the cut-offs kept, and the forced blocks.
-CUTE_DEVICE uint32_t list_word(SelectParams const& p, uint32_t const* mask, int word, int q_block, int num_visible) {
-  if (word >= mask_words(num_visible)) return 0;
-  int const first_forced = p.force_recent ? p.first_diagonal(q_block) : num_visible;
-  return mask[word] | bit_range(first_forced - word * kWarpSize, num_visible - word * kWarpSize) |
-         (p.force_sink && word == 0 ? 1u : 0u);
+// The forced blocks of a word of a list.
+CUTE_DEVICE uint32_t forced_word(SelectParams const& p, int word, int q_block, int num_visible) {
+  int const first = (p.force_recent ? p.first_diagonal(q_block) : num_visible) - word * kWarpSize;
+  return bit_range(first, num_visible - word * kWarpSize) | (p.force_sink && word == 0 ? 1u : 0u);
 }
 
-CUTE_DEVICE int list_length(SelectParams const& p, uint32_t const* mask, int q_block, int num_visible) {
+// Of a list in full, forced blocks and all.
+CUTE_DEVICE int list_length(SelectParams const& p, uint32_t const* mask, int q_block) {
+  int const num_visible = p.num_visible(q_block);
   int count = 0;
   for (int word = threadIdx.x % kWarpSize; word < mask_words(num_visible); word += kWarpSize) {
-    count += __popc(list_word(p, mask, word, q_block, num_visible));
+    count += __popc(mask[word] | forced_word(p, word, q_block, num_visible));
   }
   return __reduce_add_sync(kFullWarp, count);
 }
 
-// mask: what the rule chose; fitting: what fits if that does not, read only where lists may overflow. list: memory for a batch of
-// words, in which it is put together, so that it leaves in whole vectors.
-CUTE_DEVICE void emit_list(SelectParams const& p, int64_t out_row, int q_block, uint32_t const* mask, uint32_t const* fitting,
-                           int32_t* list) {
+// Writes one list. wanted: its length before it fell back, where lists may overflow. list: memory for a batch of words, in which it is
+// put together, so that it leaves in whole vectors. kept_word(word): what the cut-offs kept; every lane asks, past the row's end too.
+template <class KeptWord>
+CUTE_DEVICE void emit_list(SelectParams const& p, int64_t out_row, int q_block, int wanted, int32_t* list, KeptWord const& kept_word) {
   int const lane = threadIdx.x % kWarpSize, num_visible = p.num_visible(q_block), num_words = mask_words(num_visible);
-  int wanted = 0;
-  if (p.may_overflow()) {
-    wanted = list_length(p, mask, q_block, num_visible);
-    if (wanted > p.max_blocks) mask = fitting;
-  }
   int32_t* out = p.block_indices + out_row * p.max_blocks;
   int count = 0;
   for (int first = 0; first < num_words; first += kBatchWords) {
     int const word = first + lane;
-    uint32_t kept = list_word(p, mask, word, q_block, num_visible);
+    uint32_t kept = kept_word(word);
+    kept = word < num_words ? kept | forced_word(p, word, q_block, num_visible) : 0u;
     int const end = warp_prefix_sum(__popc(kept), lane), total = __shfl_sync(kFullWarp, end, kWarpSize - 1);
     __syncwarp();  // the batch before is read
     for (int place = end - 1; kept != 0; --place) {

@@ -22,8 +22,8 @@
 namespace prism {
 
 // Config: HighBand, LowBand, kHeadDim, and a shape: kTileRows, kThreads, kCluster, kCtasPerSm, kWords of 32 columns in the longest
-// row that registers hold. kGroup: heads_per_list q heads share a list.
-template <class Config, bool kGroup>
+// row that registers hold.
+template <class Config, SelectMode kMode>
 struct SelectKernel {
   using High = typename Config::HighBand;
   using Low = typename Config::LowBand;
@@ -32,7 +32,9 @@ struct SelectKernel {
   static constexpr int kTileRows = Config::kTileRows;
   static constexpr int kThreads = Config::kThreads;
   static constexpr int kCluster = Config::kCluster;
-  static constexpr int kWords = Config::kWords;
+  static constexpr int kLeastWords = 2 * kStepWords;  // both bands of a row, each read in whole steps
+  static constexpr int kWords = Config::kWords < kLeastWords ? kLeastWords : Config::kWords;  // that a row has room for
+  static constexpr bool kGroup = kMode == SelectMode::kGroup, kPlain = kMode == SelectMode::kPlain;
   static constexpr int kWarps = kThreads / kWarpSize;
   static constexpr int kCtaRows = kTileRows / kCluster;     // rows of a tile that a CTA owns
   static constexpr int kMaxHeads = kGroup ? kCtaRows : 1;   // q heads of a list: their rows lie in one CTA
@@ -74,7 +76,7 @@ struct SelectKernel {
   // Dynamic shared memory: SharedStorage, kCtaRows rows of scores unless they live in scratch, bit masks.
   // A row in shared memory has room for kWords words: of one band, or of both where rows are short.
   static constexpr int kBandFloats = kWords / kBands * kWarpSize;
-  CUTE_HOST_DEVICE static bool in_scratch(int num_k_blocks) { return mask_words(num_k_blocks) > kWords; }
+  CUTE_HOST_DEVICE static bool in_scratch(int num_k_blocks) { return mask_words(num_k_blocks) > Config::kWords; }
   CUTE_HOST_DEVICE static bool both_bands(int num_k_blocks) {
     return num_groups(num_k_blocks) * kGroupWords <= kWords / kBands;
   }
@@ -152,10 +154,10 @@ struct SelectKernel {
 
   // The scores of one list's row to fixed-point probabilities. scores: of its first head; the others' follow, `stride` apart.
   template <class AnyRow>
-  CUTE_DEVICE static FixedRange probabilities(SelectParams const& p, SharedStorage const& shared, int band, int row_index,
+  CUTE_DEVICE static CutoffStart probabilities(SelectParams const& p, SharedStorage const& shared, int band, int row_index,
                                               AnyRow& row, float* scores, int stride, int num_visible, int q_block, int lane) {
     auto const scale = [&](int head) {
-      return logit_scale<High::kDims, Low::kDims, kHeadDim>(p, shared.energies, band, head, heads(p), shared.tile.q_row,
+      return logit_scale<High::kDims, Low::kDims, kHeadDim, !kPlain>(p, shared.energies, band, head, heads(p), shared.tile.q_row,
                                                             shared.tile.k_row, q_block) * shared.row_down[row_index + head];
     };
     if constexpr (!kGroup) return fix_row(row, scale(0));
@@ -183,17 +185,17 @@ struct SelectKernel {
 
   // Adds the columns that a cut-off keeps to the list's bit mask, and to a second one what fits where the list may overflow.
   template <class AnyRow>
-  CUTE_DEVICE static void keep(SelectParams const& p, AnyRow const& row, FixedRange const& range, CutRule const& rule, int band,
+  CUTE_DEVICE static void keep(SelectParams const& p, AnyRow const& row, CutoffStart const& start, CutRule const& rule, int band,
                                int num_visible, int q_block, uint32_t* mask, uint32_t* fitting, int lane) {
-    Cutoff cutoff = row_cutoff(row, range, rule, num_visible);
+    Cutoff cutoff = row_cutoff<!kPlain>(row, start, rule, num_visible);
     #pragma unroll 1
     for (uint32_t* target = mask;; target = fitting) {
       int const count = kept_words(row, cutoff, num_visible, lane, [&](int word, uint32_t kept) {
         target[word] = band == 0 ? kept : target[word] | kept;
       });
-      if (!p.may_overflow() || target == fitting) break;
+      if (kPlain || !p.may_overflow() || target == fitting) break;
       int const room = (p.max_blocks - p.num_forced(q_block)) / kBands;
-      if (count > room) cutoff = rank_cutoff(row, room, range.bound);
+      if (count > room) cutoff = rank_cutoff(row, room, start.bound);
     }
   }
 
@@ -218,12 +220,12 @@ struct SelectKernel {
         AnyRow row(scores, num_visible, lane);
         bool const last = index + kWarps >= blocks;
         if (!kGroup && last && owes_free) free_rows(shared, lane), owes_free = false;
-        FixedRange const range = probabilities(p, shared, band, rank * kCtaRows + row_index, row, scores, stride, num_visible,
+        CutoffStart const start = probabilities(p, shared, band, rank * kCtaRows + row_index, row, scores, stride, num_visible,
                                                q_block, lane);
         if (kGroup && last && owes_free) free_rows(shared, lane), owes_free = false;
         uint32_t* mask = masks + index * words;
-        keep(p, row, range, rule, band, num_visible, q_block, mask, mask + blocks * words, lane);
-        if (p.probs != nullptr) {
+        keep(p, row, start, rule, band, num_visible, q_block, mask, mask + blocks * words, lane);
+        if (!kPlain && p.probs != nullptr) {
           int64_t const out_row = (int64_t(tile.list_row) * kBands + band) * p.num_q_blocks + q_block;
           write_probs(row, p.probs + out_row * p.num_k_blocks, num_visible, p.num_k_blocks, lane);
         }
@@ -247,8 +249,14 @@ struct SelectKernel {
       if (rank * blocks + index >= tile.num_blocks) break;
       int const q_block = tile.first_block + rank * blocks + index;
       uint32_t const* mask = masks + index * words;
-      emit_list(p, int64_t(tile.list_row) * p.num_q_blocks + q_block, q_block, mask, mask + blocks * words,
-                reinterpret_cast<int32_t*>(rows + index * heads(p) * stride));
+      int wanted = 0;
+      if (!kPlain && p.may_overflow()) {
+        wanted = list_length(p, mask, q_block);
+        if (wanted > p.max_blocks) mask += blocks * words;  // what fits
+      }
+      int64_t const out_row = int64_t(tile.list_row) * p.num_q_blocks + q_block;
+      auto* list = reinterpret_cast<int32_t*>(rows + index * heads(p) * stride);
+      emit_list(p, out_row, q_block, wanted, list, [&](int word) { return word < words ? mask[word] : 0u; });
     }
   }
 
@@ -323,11 +331,11 @@ struct SelectKernel {
   }
 };
 
-template <class Config, bool kGroup, bool kInScratch>
+template <class Config, SelectMode kMode, bool kInScratch>
 __global__ void __cluster_dims__(Config::kCluster, 1, 1)
     __launch_bounds__(Config::kThreads, Config::kCtasPerSm) select_kernel(SelectParams const p) {
   extern __shared__ __align__(16) unsigned char smem[];
-  SelectKernel<Config, kGroup>::template run<kInScratch>(p, smem);
+  SelectKernel<Config, kMode>::template run<kInScratch>(p, smem);
 }
 
 }  // namespace prism

@@ -36,9 +36,12 @@ class RegisterRow {
       float4 const v = *reinterpret_cast<float4 const*>(scores + group * kGroupCols + lane * 4);
       float const four[] = {v.x, v.y, v.z, v.w};
       CUTE_UNROLL
+      for (int i = 0; i < kGroupWords; ++i) value_[group * kGroupWords + i] = __float_as_uint(four[i]);
+      if ((group + 1) * kGroupCols <= num_visible) continue;  // no hidden columns
+      CUTE_UNROLL
       for (int i = 0; i < kGroupWords; ++i) {
         int const word = group * kGroupWords + i;
-        value_[word] = __float_as_uint(word * kWarpSize + lane < num_visible ? four[i] : -INFINITY);
+        if (word * kWarpSize + lane >= num_visible) value_[word] = __float_as_uint(-INFINITY);
       }
     }
   }
