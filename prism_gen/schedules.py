@@ -51,7 +51,7 @@ def _select(head_dim: int) -> Row:
     schedule = SelectSchedule(
         # Short rows: two CTAs for 16 of them while the GPU is not full, then no cluster to wait for.
         plain=(
-            shape(4, rows=16, cluster=2, ctas_per_sm=4),
+            shape(4, rows=16, cluster=2, ctas_per_sm=3),
             shape(16, rows=16, cluster=1, ctas_per_sm=4),
             shape(32, rows=16, cluster=2, ctas_per_sm=4),
             shape(64, rows=16, cluster=2, ctas_per_sm=2),
