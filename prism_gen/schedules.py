@@ -83,9 +83,9 @@ def _attend(head_dim: int, lists: Lists, *, cluster: int = 1, tile_n: int, kv_st
 # A tile of 128 rows holds one query block; or two neighbours whose lists are merged (a step is then one block);
 WHOLE = Lists((128,), (128, 64))
 MERGED = Lists((64,), (64,))
-# or, where heads share a list, all positions of a short block, or some of a longer one, whose other tiles share it.
+# or, where heads share a list, the positions of a block that 128 rows have room for, beside tiles of the same list.
 PAIR = Lists((64, 128), (128, 64), (2,))  # 64 positions
-SHORT = Lists((32,), (128, 64), tuple(range(3, 17)))  # 32 positions of 3 and 4 heads, down to 8 of 16
+SHORT = Lists((32,), (128, 64), tuple(range(3, 17)))  # 32 positions of 3 and 4 heads, down to 8 of 9 to 16
 LONG = Lists((64, 128), (128, 64), tuple(range(3, 17)))
 
 ROWS: tuple[Row, ...] = (
@@ -103,8 +103,8 @@ ROWS: tuple[Row, ...] = (
     _rotate(256, threads=256, min_ctas=3),
     _select(64),
     _select(128),
-    # kv_stages fill shared memory beside Q. 192 and 256: the accumulators leave registers for 64 keys; at 256 a second
-    # Q tile would leave three slots, too few to load ahead. LONG: a cluster of two reads K and V from L2 once.
+    # kv_stages fill shared memory beside Q, or hold four steps. 192 and 256: the accumulators leave registers for 64
+    # keys; at 256 a second Q tile would leave three slots, too few to load ahead. LONG: two CTAs read K and V once.
     _attend(64, WHOLE, tile_n=128, kv_stages=8),
     _attend(64, MERGED, tile_n=64, kv_stages=12),
     _attend(64, PAIR, tile_n=128, kv_stages=8),

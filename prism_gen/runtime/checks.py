@@ -176,7 +176,7 @@ def check_strides(name: str, x: Tensor) -> None:
             fix=f"call {name}.contiguous()",
         )
     expanded = [d for d in range(x.dim() - 1) if x.shape[d] > 1 and x.stride(d) == 0]
-    if expanded:  # the copy engine takes no stride of 0
+    if expanded:  # the copy engine takes no stride of 0, and the other kernels keep to its rule
         raise TensorError(
             f"{name} is expanded: dim {expanded[0]} has stride 0",
             exists="strides greater than 0",
