@@ -56,7 +56,13 @@ def _select(head_dim: int) -> Row:
             shape(32, rows=16, cluster=2, ctas_per_sm=4),
             shape(64, rows=16, cluster=2, ctas_per_sm=2),
         ),
-        head=(shape(32, rows=16, cluster=2, ctas_per_sm=2), shape(64, rows=16, cluster=2, ctas_per_sm=2)),
+        # The clusters are plain's: energies are added up in their order, and both kernels must give the same bits.
+        head=(
+            shape(4, rows=16, cluster=2, ctas_per_sm=2),
+            shape(16, rows=16, cluster=1, ctas_per_sm=2),
+            shape(32, rows=16, cluster=2, ctas_per_sm=2),
+            shape(64, rows=16, cluster=2, ctas_per_sm=2),
+        ),
         # 16 rows in a CTA: the heads of a group lie in one.
         group=(
             shape(16, rows=16, cluster=1, ctas_per_sm=2),
