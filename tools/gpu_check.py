@@ -26,8 +26,9 @@ import torch  # noqa: E402
 from benchmarks.timing import emit, environment  # noqa: E402
 from tools.check import arguments as wrong_arguments  # noqa: E402
 from tools.check import attend_speed, build, graph, numerics, pool_speed, power, sanitizer, select_speed, selection  # noqa: E402  # noqa: E402
-from tools.check.kernels import Kernel, bundle_kernels, reference_kernels  # noqa: E402
+from tools.check.kernels import Kernel, bundle_kernels  # noqa: E402
 from tools.check.options import SANITIZED, Options, parse  # noqa: E402
+from tools.check.reference_kernels import reference_kernels  # noqa: E402
 from tools.check.report import DeviceLostError, Report, current_case, current_path  # noqa: E402
 from tools.check.table import print_failures, print_table, read_records  # noqa: E402
 

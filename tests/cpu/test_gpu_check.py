@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from tools.check import cases, oracle, sanitizer
-from tools.check.kernels import of_family, reference_kernels
+from tools.check.kernels import of_family
 from tools.check.options import DEFAULT_TIMEOUT_S, SECTIONS, parse
+from tools.check.reference_kernels import reference_kernels
 from tools.check.report import DeviceLostError, Findings, Report, current_case
 from tools.check.select_cases import FUSED_CASES, SANITIZER_SELECT_CASES, SELECT_CASES
 from tools.check.table import print_failures

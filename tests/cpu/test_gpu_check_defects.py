@@ -14,7 +14,8 @@ from torch import Tensor
 from prism_gen.runtime.reference_rotate import rotate
 from tools.check import arguments, graph, numerics, pooling, rotation, selection
 from tools.check.cases import Case
-from tools.check.kernels import Kernel, of_family, reference_kernels
+from tools.check.kernels import Kernel, of_family
+from tools.check.reference_kernels import reference_kernels
 from tools.check.report import Report
 from tools.check.select_cases import SelectCase
 
