@@ -67,12 +67,19 @@ def _run_host(fn: Callable[[], object], calls: int) -> float:
 
 
 def measure(
-    fn: Callable[[], object], device: torch.device, *, runs: int = MIN_RUNS, warm: int = 3, calls: int = 1
+    fn: Callable[[], object],
+    device: torch.device,
+    *,
+    runs: int = MIN_RUNS,
+    warm: int = 3,
+    calls: int = 1,
+    rest_s: float = 0.0,
 ) -> Timing:
     """Median time of fn() on `device`: CUDA events on the current stream, the host clock on a CPU.
 
     runs: timed runs, at least MIN_RUNS. warm: untimed calls before. calls: calls inside one pair of events; 1 is what
-    the peers' published figures use and holds the launch gap, more shows back-to-back throughput.
+    the peers' published figures use and holds the launch gap, more shows back-to-back throughput. rest_s: seconds
+    without work before each timed run; with REST_S a long launch shows what it costs before the power limit acts.
     Raises: ValueError for fewer runs than MIN_RUNS.
     """
     if runs < MIN_RUNS:
@@ -82,27 +89,12 @@ def measure(
         fn()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    times = [once(fn, calls) for _ in range(runs)]
-    return Timing(statistics.median(times), min(times), max(times), runs, calls)
-
-
-def measure_rested(
-    fn: Callable[[], object], device: torch.device, *, runs: int = MIN_RUNS, rest_s: float = REST_S
-) -> Timing:
-    """Median time of fn() on a chip that rested before each run: what one launch costs before the power limit acts.
-
-    rest_s: seconds without work before each run. Two untimed calls come first.
-    """
-    once = _run_cuda if device.type == "cuda" else _run_host
-    for _ in range(2):
-        fn()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
     times = []
-    for _ in range(max(runs, MIN_RUNS)):
-        time.sleep(rest_s)
-        times.append(once(fn, 1))
-    return Timing(statistics.median(times), min(times), max(times), len(times), 1)
+    for _ in range(runs):
+        if rest_s > 0:
+            time.sleep(rest_s)
+        times.append(once(fn, calls))
+    return Timing(statistics.median(times), min(times), max(times), runs, calls)
 
 
 def host_cost_us(fn: Callable[[], object], device: torch.device, *, calls: int = 200) -> float:

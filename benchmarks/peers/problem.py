@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from benchmarks.masks import attend_flops
 from prism_gen.runtime.grid import BlockGrid
-from prism_gen.runtime.selection import diagonal_blocks
+from prism_gen.runtime.selection import diagonal_blocks, visible_blocks
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,26 @@ class Problem:
         return self.q.shape[2] // self.k.shape[2]
 
     @property
+    def heads_per_list(self) -> int:
+        """Q heads that share a row of block_mask."""
+        return self.q.shape[2] // self.block_mask.shape[0]
+
+    @property
     def head_mask(self) -> Tensor:
         """The mask of each q head: [num_q_heads, num_q_blocks, num_k_blocks] bool."""
-        heads_per_list = self.q.shape[2] // self.block_mask.shape[0]
-        return self.block_mask if heads_per_list == 1 else self.block_mask.repeat_interleave(heads_per_list, 0)
+        shared = self.heads_per_list
+        return self.block_mask if shared == 1 else self.block_mask.repeat_interleave(shared, 0)
+
+    @property
+    def selected_flops(self) -> float:
+        """FLOPs of all q heads on their selected blocks, as attend_flops counts."""
+        return self.heads_per_list * attend_flops(self.block_mask, self.grid, self.q.shape[-1])
+
+    @property
+    def dense_flops(self) -> float:
+        """FLOPs of all q heads on every visible block."""
+        visible = visible_blocks(self.grid, self.q.device)[None]
+        return self.q.shape[2] * attend_flops(visible, self.grid, self.q.shape[-1])
 
     @property
     def heads_first(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,9 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.masks import attend_flops, causal_block_mask, compact, density_of
+from benchmarks.masks import causal_block_mask, compact, density_of
 from benchmarks.peers import Peer, Problem, attend_peers
-from benchmarks.timing import host_cost_us, measure, measure_rested
+from benchmarks.timing import REST_S, host_cost_us, measure
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.selection import visible_blocks
 from tools.check import oracle
@@ -47,7 +47,7 @@ def _share_of_limit(problem: Problem, out: Tensor, head: int, block: int) -> flo
     grid = problem.grid
     start, stop = block * grid.block_size_q, min((block + 1) * grid.block_size_q, grid.seqlen_q)
     window = BlockGrid(stop - start, stop + grid.prefix, grid.block_size_q, grid.block_size_k)
-    row = problem.head_mask[head, block, : window.num_k_blocks]
+    row = problem.block_mask[head // problem.heads_per_list, block, : window.num_k_blocks]
     tokens = oracle.token_mask(row[None, None, None], window)
     kv_head = head // (problem.q.shape[2] // problem.k.shape[2])
     chosen = tokens.any(-2).flatten()  # only keys that a query of the block sees, so that float64 stays small at 128K
@@ -91,7 +91,7 @@ def add_timing(found: Findings, call: Callable[[], object], flops: float, proble
     tflops = flops / timing.median_ms / 1e9
     found.figures.update(timing.record(), tflops=round(tflops, 1))
     if problem.q.is_cuda and problem.grid.seqlen_q >= RESTED_MIN_TOKENS:
-        rested = measure_rested(call, problem.q.device)
+        rested = measure(call, problem.q.device, rest_s=REST_S)
         found.figures["rested_ms"] = round(rested.median_ms, 5)
         found.figures["rested_tflops"] = round(flops / rested.median_ms / 1e9, 1)
     return tflops
@@ -100,7 +100,7 @@ def add_timing(found: Findings, call: Callable[[], object], flops: float, proble
 def time_kernel(problem: Problem, launch: Callable[[], object], out: Tensor, ceiling_tflops: float) -> Findings:
     """One figure of ours and its spot check."""
     found = Findings()
-    tflops = add_timing(found, launch, attend_flops(problem.head_mask, problem.grid, out.shape[-1]), problem)
+    tflops = add_timing(found, launch, problem.selected_flops, problem)
     found.figures["of_ceiling"] = round(tflops / ceiling_tflops, 3)
     if out.is_cuda and problem.grid.seqlen_q <= HOST_MAX_TOKENS:
         found.figures["host_us"] = round(host_cost_us(launch, out.device, calls=HOST_CALLS), 2)
@@ -113,9 +113,7 @@ def time_peer(problem: Problem, peer: Peer, ours: Tensor) -> Findings:
     found = Findings()
     call = peer.prepare(problem)
     theirs = call()
-    mask = problem.head_mask
-    work = mask if peer.sparse else visible_blocks(problem.grid, ours.device).expand_as(mask)
-    add_timing(found, call, attend_flops(work, problem.grid, ours.shape[-1]), problem)
+    add_timing(found, call, problem.selected_flops if peer.sparse else problem.dense_flops, problem)
     if peer.sparse:
         distance = float((theirs.reshape(ours.shape).float() - ours.float()).norm() / ours.float().norm())
         found.figures["distance_to_ours"] = distance

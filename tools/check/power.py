@@ -10,11 +10,10 @@ from functools import partial
 
 import torch
 
-from benchmarks.masks import attend_flops, density_of
+from benchmarks.masks import density_of
 from benchmarks.peers import Peer, Problem, attend_peers
 from benchmarks.power import PowerMeter, sustained
 from benchmarks.timing import CEILING_MATMUL
-from prism_gen.runtime.selection import visible_blocks
 from tools.check.attend_speed import make_problem, prepare_launch
 from tools.check.kernels import Kernel, of_family
 from tools.check.options import Options
@@ -41,21 +40,21 @@ def run(kernels: list[Kernel], report: Report, options: Options) -> None:
     a, b = (torch.randn(size, size, device=report.device, dtype=torch.bfloat16) for _ in range(2))
     product = partial(_measure, lambda: a @ b, 2.0 * size**3, meter)
     report.case(f"matmul{size}_bf16", "sustained", product, show=True)
-    peers = {name: peer for name, peer in attend_peers(options.prism_src).items() if name in options.peers}
+    known = attend_peers(options.prism_src, options.flashprefill_lib)
+    peers = {name: peer for name, peer in known.items() if name in options.peers}
     for kernel in of_family(kernels, "attend"):
         if kernel.problem.dtype not in options.speed_dtypes:
             continue
         for density in (min(options.densities), 1.0):
             problem = make_problem(kernel, max(options.lengths), density, options, report.device)
             launch, _ = prepare_launch(kernel, problem)
-            flops = attend_flops(problem.head_mask, problem.grid, problem.q.shape[-1])
             case = f"n{problem.grid.seqlen_q}-density{density_of(problem.block_mask, problem.grid):.4f}"
-            report.case(kernel.name, case, partial(_measure, launch, flops, meter), show=True)
-            dense = visible_blocks(problem.grid, report.device).expand_as(problem.head_mask)
+            measured = partial(_measure, launch, problem.selected_flops, meter)
+            report.case(kernel.name, case, measured, show=True)
             for name, peer in peers.items():
                 if peer.sparse != (density < 1.0) or peer.unavailable(problem):
                     continue
-                work = attend_flops(problem.head_mask if peer.sparse else dense, problem.grid, problem.q.shape[-1])
+                work = problem.selected_flops if peer.sparse else problem.dense_flops
                 call = partial(_measure_peer, peer, problem, work, meter)
                 report.case(f"peer-{name}", f"{kernel.name}-{case}", call, show=True)
             del problem, launch
