@@ -1,6 +1,6 @@
 """Speed of attend over lengths, densities and blocks, with spot checks and peers: the section `attend_speed`.
 
-Owns which figures are taken. Must not own timing, masks or peers (benchmarks/ does).
+Owns which figures are taken. Must not own timing, masks or peers (prism_gen/bench/ does).
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.masks import causal_block_mask, compact, density_of
-from benchmarks.peers import Peer, Problem, attend_peers
-from benchmarks.timing import REST_S, host_cost_us, measure
+from prism_gen.bench.peers import Peer, Problem, attend_peers
+from prism_gen.bench.timing import REST_S, host_cost_us, measure
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.selection import visible_blocks
-from tools.check import oracle
-from tools.check.kernels import Kernel, of_family
+from prism_gen.verify import oracle
+from prism_gen.verify.kernels import Kernel, of_family
+from prism_gen.verify.masks import causal_block_mask, compact, density_of
+from prism_gen.verify.report import Findings, Report
+from tools.check.ceilings import report_ceilings
 from tools.check.options import Options
-from tools.check.report import Findings, Report, report_ceilings
 
 NUM_SPOTS = 4  # (head, query block) pairs of a large problem that are compared with float64
 PEER_TOLERANCE = 2e-2  # norm of the difference / norm: two bf16 roundings are below 5e-3

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.peers import attend_peers
-from tools.check.kernels import TORCH_DTYPES
+from prism_gen.bench.peers import attend_peers
+from prism_gen.verify.kernels import TORCH_DTYPES
 
 SECTIONS = ("build", "numerics", "select", "graph", "attend_speed", "pool_speed", "select_speed", "power", "sanitizer")
 # What the sanitizer section runs under compute-sanitizer: a section for workers only.

@@ -13,11 +13,11 @@ from torch import Tensor
 from prism_gen.families.pool import BLOCK_SIZES
 from prism_gen.runtime.reference_pool import granules_per_block, pool_chunk
 from prism_gen.runtime.reference_rotate import rotate
-from tools.check.buffers import Guarded, guarded, guarded_like
-from tools.check.cases import QUICK_CASES, RAGGED, Case
-from tools.check.kernels import Kernel, bands_of, of_family
-from tools.check.pooling import Pooled, judge
-from tools.check.report import Findings, Group, Report
+from prism_gen.verify.buffers import Guarded, guarded, guarded_like
+from prism_gen.verify.cases import QUICK_CASES, RAGGED, Case
+from prism_gen.verify.kernels import Kernel, bands_of, of_family
+from prism_gen.verify.pooling import Pooled, judge
+from prism_gen.verify.report import Findings, Group, Report
 
 THETA = 500000.0  # Llama-3.1's
 STARTS = (0, 100)  # keys before the chunk: none, and some that end inside a granule of a block

@@ -21,7 +21,7 @@ from prism_gen.runtime.reference_rotate import rotate
 from prism_gen.runtime.rules import SelectRules
 from prism_gen.runtime.selection import Selection
 from prism_gen.schedules import kernel_spec
-from tools.check.kernels import Kernel, bands_of
+from prism_gen.verify.kernels import Kernel, bands_of
 
 # The head dims and block sizes the reference stands in for: a small set that still takes every code path of a check.
 REFERENCE_DTYPES = ("bf16", "fp16")

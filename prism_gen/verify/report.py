@@ -1,22 +1,38 @@
-"""Findings of one case and the record of a whole section.
+"""Findings of one case, the JSON lines they become, and what is said while a section runs.
 
-Owns the JSON records and what is printed while a section runs. Must not know kernels.
+Owns the records. Must not know kernels.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
-from benchmarks.timing import ceilings, emit
-
-# Sizes for a CPU, where the ceilings only have to exist for the figures that quote them.
-CPU_MATMUL, CPU_COPY_BYTES = 256, 1 << 20
 MAX_ERROR_CHARS = 400  # of an exception's text in a record
+
+
+def say(line: str) -> None:
+    """One line to stdout, flushed: whoever waits for a kernel sees which one it is."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def emit(record: dict[str, Any], *, out: TextIO | None = None, echo: bool = True) -> None:
+    """One JSON line to stdout (if `echo`) and to `out`, each flushed. NaN and infinities are written as strings."""
+    clean = {k: repr(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    line = json.dumps(clean)
+    if echo:
+        say(line)
+    if out is not None:
+        out.write(line + "\n")
+        out.flush()
 
 
 class Findings:
@@ -117,15 +133,4 @@ class Group:
         worst = ", ".join(f"{key} {value:.3g}" for key, value in sorted(self._worst.items()))
         seconds = time.monotonic() - self._start
         verdict = f"{failed} FAILED of {self._cases}" if failed else f"{self._cases} ok"
-        print(f"  {self._report.section} {self._what}: {verdict}; worst {worst}; {seconds:.1f} s", flush=True)
-
-
-def report_ceilings(report: Report) -> dict[str, float]:
-    """Takes the two ceilings of this process; returns {"tflops": ..., "tbps": ...}."""
-    on_gpu = report.device.type == "cuda"
-    rows = ceilings(report.device) if on_gpu else ceilings(report.device, size=CPU_MATMUL, copy_bytes=CPU_COPY_BYTES)
-    found: dict[str, float] = {}
-    for row in rows:
-        report.add("ceiling", row.pop("what"), show=True, **row)
-        found.update({key: row[key] for key in ("tflops", "tbps") if key in row})
-    return found
+        say(f"  {self._report.section} {self._what}: {verdict}; worst {worst}; {seconds:.1f} s")

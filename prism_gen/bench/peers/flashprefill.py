@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.peers.problem import Problem, without_cuda
+from prism_gen.bench.peers.problem import Problem, without_cuda
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.selection import visible_blocks
 

@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from benchmarks.masks import causal_block_mask
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.selection import diagonal_blocks, visible_blocks
-from tools.check.buffers import LAYOUTS, Layout, poisoned_qkv
+from prism_gen.verify.buffers import LAYOUTS, Layout, poisoned_qkv
+from prism_gen.verify.masks import causal_block_mask
 
 MaskKind = Literal["sparse", "all", "scattered", "empty", "diagonal"]
 SCATTERED_DENSITY = 0.35  # low enough that short rows come out empty or without their diagonal block

@@ -10,12 +10,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.masks import compact
-from tools.check import oracle, pooling, rotation
-from tools.check.buffers import Guarded, guarded, guarded_like
-from tools.check.cases import ATTEND_CASES, QUICK_CASES, Case
-from tools.check.kernels import Kernel, of_family
-from tools.check.report import Findings, Group, Report
+from prism_gen.verify import oracle, pooling, rotation
+from prism_gen.verify.buffers import Guarded, guarded, guarded_like
+from prism_gen.verify.cases import ATTEND_CASES, QUICK_CASES, Case
+from prism_gen.verify.kernels import Kernel, of_family
+from prism_gen.verify.masks import compact
+from prism_gen.verify.report import Findings, Group, Report
 
 LSE_TOLERANCE = 1e-4  # absolute, plus the same share of |lse| / 10: fp32 scores, ex2.approx and lg2.approx
 LAUNCHES = 2  # the second must give the same bits

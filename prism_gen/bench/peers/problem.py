@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from benchmarks.masks import attend_flops
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.selection import diagonal_blocks, visible_blocks
+from prism_gen.verify.masks import attend_flops
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from prism_gen.runtime import reference
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.reference_pool import pool as pool_blocks
 from prism_gen.runtime.selection import Selection, visible_blocks
-from tools.check import oracle
-from tools.check.buffers import GUARD_INT, Guarded, guarded
-from tools.check.kernels import Kernel, bands_of, of_family
-from tools.check.pooling import find_pool, launch_pool
-from tools.check.report import Findings, Group, Report
-from tools.check.select_cases import FUSED_CASES, QUICK_SELECT_CASES, SELECT_CASES, SelectCase
+from prism_gen.verify import oracle
+from prism_gen.verify.buffers import GUARD_INT, Guarded, guarded
+from prism_gen.verify.kernels import Kernel, bands_of, of_family
+from prism_gen.verify.pooling import find_pool, launch_pool
+from prism_gen.verify.report import Findings, Group, Report
+from prism_gen.verify.select_cases import FUSED_CASES, QUICK_SELECT_CASES, SELECT_CASES, SelectCase
 
 PROBS_L1_TOLERANCE = 1e-4  # a row's sum of |p - exact|: fp32 logits of magnitude 20, ex2.approx, rounding to 2^-30
 

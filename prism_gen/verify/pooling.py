@@ -16,11 +16,11 @@ from torch import Tensor
 
 from prism_gen.families.pool import BLOCK_SIZES
 from prism_gen.runtime.reference_pool import granules_per_block, pool
-from tools.check import oracle
-from tools.check.buffers import Guarded, guarded
-from tools.check.cases import QUICK_CASES, RAGGED, Case
-from tools.check.kernels import Kernel, bands_of, of_family
-from tools.check.report import Findings, Group, Report
+from prism_gen.verify import oracle
+from prism_gen.verify.buffers import Guarded, guarded
+from prism_gen.verify.cases import QUICK_CASES, RAGGED, Case
+from prism_gen.verify.kernels import Kernel, bands_of, of_family
+from prism_gen.verify.report import Findings, Group, Report
 
 # fp32 sums of up to 128 values, whatever their order: 128 * 2^-24 of the largest value at the very worst.
 MEAN_TOLERANCE = 2e-6  # of the largest |x|
