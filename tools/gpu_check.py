@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))  # runs from a checkout, without installation
 
 import torch  # noqa: E402
 
-from prism_gen.bench.environment import environment  # noqa: E402
+from prism_gen.runtime.environment import environment  # noqa: E402
 from prism_gen.verify import numerics, selection  # noqa: E402
 from prism_gen.verify.kernels import Kernel, bundle_kernels  # noqa: E402
 from prism_gen.verify.reference_kernels import reference_kernels  # noqa: E402

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from prism_gen.bench.nvml import Nvml, NvmlDevice
+from prism_gen.runtime.nvml import Nvml, NvmlDevice
 
 SECONDS = 1.5  # of running: the energy counter ticks every 20 to 100 ms
 CALLS_BETWEEN_READINGS = 4

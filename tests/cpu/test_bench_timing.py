@@ -9,8 +9,8 @@ import time
 import pytest
 import torch
 
-from prism_gen.bench.environment import environment
 from prism_gen.bench.timing import MIN_RUNS, Timing, ceilings, host_cost_us, measure
+from prism_gen.runtime.environment import environment
 from prism_gen.verify.report import emit
 
 CPU = torch.device("cpu")

@@ -48,6 +48,11 @@ class Options:
     commit: str | None
     worker: str
 
+    @property
+    def heads(self) -> tuple[int, int]:
+        """(q, kv) heads."""
+        return self.num_q_heads, self.num_kv_heads
+
 
 def _listed(allowed: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
     def words(text: str) -> tuple[str, ...]:

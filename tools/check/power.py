@@ -10,14 +10,14 @@ from functools import partial
 
 import torch
 
-from prism_gen.bench.nvml import NvmlDevice
-from prism_gen.bench.peers import Peer, Problem, attend_peers
+from prism_gen.bench.peers import Peer, attend_peers
 from prism_gen.bench.power import power_meter, sustained
 from prism_gen.bench.timing import CEILING_MATMUL
+from prism_gen.runtime.nvml import NvmlDevice
 from prism_gen.verify.kernels import Kernel, of_family
 from prism_gen.verify.masks import density_of
+from prism_gen.verify.problem import Problem, make_problem, prepare_launch
 from prism_gen.verify.report import Findings, Report
-from tools.check.attend_speed import make_problem, prepare_launch
 from tools.check.options import Options
 
 
@@ -47,7 +47,7 @@ def run(kernels: list[Kernel], report: Report, options: Options) -> None:
         if kernel.problem.dtype not in options.speed_dtypes:
             continue
         for density in (min(options.densities), 1.0):
-            problem = make_problem(kernel, max(options.lengths), density, options, report.device)
+            problem = make_problem(kernel, max(options.lengths), density, options.heads, report.device)
             launch, _ = prepare_launch(kernel, problem)
             case = f"n{problem.grid.seqlen_q}-density{density_of(problem.block_mask, problem.grid):.4f}"
             measured = partial(_measure, launch, problem.selected_flops, meter)

@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from prism_gen.bench.peers.problem import Problem, missing, split_diagonal, without_cuda
+from prism_gen.bench.peers.problem import missing, split_diagonal, without_cuda
 from prism_gen.runtime.selection import diagonal_blocks
 from prism_gen.verify.masks import compact
+from prism_gen.verify.problem import Problem
 
 TILE_ROWS, TILE_KEYS = (128, 64), (128, 64)  # what the kernel was run with on an H200, the larger first
 KV_STAGES = 2  # fixed in interface.py

@@ -1,74 +1,18 @@
-"""What a peer is given and what it is: one attention problem, one peer, and the words for why it cannot run.
+"""What a peer is, and the words for why it cannot run a problem.
 
-Owns the two types that every peer shares. Must not know any peer.
+Owns the type that every peer shares. Must not know any peer.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
-from prism_gen.runtime.grid import BlockGrid
-from prism_gen.runtime.selection import diagonal_blocks, visible_blocks
-from prism_gen.verify.masks import attend_flops
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One attention call: q [1, seqlen_q, num_q_heads, head_dim], k, v likewise with num_kv_heads, contiguous.
-
-    block_mask: bool [num_lists, num_q_blocks, num_k_blocks]; num_lists is num_q_heads, or num_kv_heads where the q
-    heads of a KV head share their list. block_size_q counts positions either way.
-    """
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    block_mask: Tensor
-    grid: BlockGrid
-    softmax_scale: float
-
-    @property
-    def block_sizes(self) -> tuple[int, int]:
-        """(q, k) tokens."""
-        return self.grid.block_size_q, self.grid.block_size_k
-
-    @property
-    def group_size(self) -> int:
-        """Q heads of one KV head."""
-        return self.q.shape[2] // self.k.shape[2]
-
-    @property
-    def heads_per_list(self) -> int:
-        """Q heads that share a row of block_mask."""
-        return self.q.shape[2] // self.block_mask.shape[0]
-
-    @property
-    def head_mask(self) -> Tensor:
-        """The mask of each q head: [num_q_heads, num_q_blocks, num_k_blocks] bool."""
-        shared = self.heads_per_list
-        return self.block_mask if shared == 1 else self.block_mask.repeat_interleave(shared, 0)
-
-    @property
-    def selected_flops(self) -> float:
-        """FLOPs of all q heads on their selected blocks, as attend_flops counts."""
-        return self.heads_per_list * attend_flops(self.block_mask, self.grid, self.q.shape[-1])
-
-    @property
-    def dense_flops(self) -> float:
-        """FLOPs of all q heads on every visible block."""
-        visible = visible_blocks(self.grid, self.q.device)[None]
-        return self.q.shape[2] * attend_flops(visible, self.grid, self.q.shape[-1])
-
-    @property
-    def heads_first(self) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v as contiguous [1, heads, seqlen, head_dim]."""
-        q, k, v = (x.transpose(1, 2).contiguous() for x in (self.q, self.k, self.v))
-        return q, k, v
+from prism_gen.runtime.selection import diagonal_blocks
+from prism_gen.verify.problem import Problem
 
 
 class Peer(NamedTuple):

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from prism_gen.bench.nvml import Nvml
 from prism_gen.provenance import commit_of
+from prism_gen.runtime.nvml import Nvml
 
 UNKNOWN = "unknown"
 
