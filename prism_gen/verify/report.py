@@ -9,12 +9,17 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
+# What a requirement is about: the answer itself, dense attention where everything is selected, the same bits again,
+# nothing touched outside the outputs, or a cut-off that rounding must explain.
+Aspect = Literal["answer", "dense", "repeat", "bounds", "ties"]
+ASPECTS: tuple[Aspect, ...] = ("answer", "dense", "repeat", "bounds", "ties")
 MAX_ERROR_CHARS = 400  # of an exception's text in a record
 
 
@@ -41,9 +46,11 @@ class Findings:
     def __init__(self) -> None:
         self.figures: dict[str, Any] = {}
         self.problems: list[str] = []
+        self.aspects: dict[Aspect, bool] = {}
 
-    def require(self, condition: bool, problem: str) -> None:
-        """Notes `problem` unless the condition holds."""
+    def require(self, condition: bool, problem: str, aspect: Aspect = "answer") -> None:
+        """Notes `problem` unless the condition holds, and whether this aspect of the case holds so far."""
+        self.aspects[aspect] = self.aspects.get(aspect, True) and condition
         if not condition:
             self.problems.append(problem)
 
@@ -65,6 +72,14 @@ def current_case(out: Path) -> str:
 
 class DeviceLostError(RuntimeError):
     """The CUDA context is unusable: every later case of this process would fail with the same error."""
+
+
+class Trial(NamedTuple):
+    """One case of one kernel: how records call them, and the check itself."""
+
+    what: str
+    case: str
+    check: Callable[[], Findings]
 
 
 class Report:
@@ -100,9 +115,13 @@ class Report:
         try:
             findings = check()
             if self.device.type == "cuda":
+                import torch  # noqa: PLC0415 whoever only reads records needs none
+
                 torch.cuda.synchronize(self.device)
         except Exception as error:  # every kind of failure of a case is a finding, and the next case must still run
-            findings.problems.append(f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS])
+            findings.require(False, f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS])
+        if findings.aspects:
+            findings.figures["aspects"] = findings.aspects
         problems = {"problems": findings.problems} if findings.problems else {}
         self.add(what, case, ok=not findings.problems, show=show, **findings.figures, **problems)
         if any(sign in text for text in findings.problems for sign in LOST):
@@ -126,6 +145,12 @@ class Group:
         for key, value in findings.figures.items():
             if isinstance(value, int | float):
                 self._worst[key] = max(value, self._worst.get(key, value))
+
+    def run(self, trials: Iterable[Trial]) -> None:
+        """Every trial, and the line at the end."""
+        for trial in trials:
+            self.case(trial.case, trial.check)
+        self.close()
 
     def close(self) -> None:
         """Prints the group's line."""
