@@ -6,18 +6,18 @@ Owns the command's options. Must not import torch.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from prism_gen.cli.options import BundlePath
 from prism_gen.console import print_manifest
 from prism_gen.manifest import encode_manifest, read_manifest
 
 
 def inspect(
-    bundle: Annotated[Path, typer.Argument(help="Bundle directory, as written by `build`.")],
+    bundle: BundlePath,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON, for other programs.")] = False,
 ) -> None:
     """Show what a bundle holds: models, kernels, registers, shared memory, and what built them.

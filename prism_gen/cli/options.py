@@ -22,6 +22,7 @@ ModelConfigs = Annotated[
     typer.Option("--model-config", "-m", help="A Hugging Face config.json, as published; repeatable."),
 ]
 ModelConfig = Annotated[Path, typer.Option("--model-config", "-m", help="A Hugging Face config.json, as published.")]
+BundlePath = Annotated[Path, typer.Argument(help="Bundle directory, as written by `build`.")]
 BlockSize = Annotated[
     str | None,
     typer.Option(help="q x k tokens, comma-separated: `128x128,128x64`. Default: the config's, or 128x128."),

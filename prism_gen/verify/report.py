@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 # What a requirement is about: the answer itself, dense attention where everything is selected, the same bits again,
 # nothing touched outside the outputs, or a cut-off that rounding must explain.
 Aspect = Literal["answer", "dense", "repeat", "bounds", "ties"]
-ASPECTS: tuple[Aspect, ...] = ("answer", "dense", "repeat", "bounds", "ties")
 MAX_ERROR_CHARS = 400  # of an exception's text in a record
 
 
@@ -85,17 +84,19 @@ class Trial(NamedTuple):
 class Report:
     """Writes one JSON line per case and prints one per group of cases; counts the records and the failures.
 
-    path: appended to. verbose: prints every record, not only failures and figures.
+    path: appended to. verbose: prints every record, not only failures and figures. quiet: prints none.
     """
 
-    def __init__(self, section: str, path: Path, device: torch.device, *, verbose: bool = False) -> None:
+    def __init__(
+        self, section: str, path: Path, device: torch.device, *, verbose: bool = False, quiet: bool = False
+    ) -> None:
         self.section = section
         self.device = device
         self.failed = 0
         self.written = 0
         self._path = path
         current_path(path).unlink(missing_ok=True)
-        self._verbose = verbose
+        self._verbose, self._quiet = verbose, quiet
 
     def add(self, what: str, case: str, *, ok: bool | None = None, show: bool = False, **figures: Any) -> None:
         """One record. ok: None for a figure that is not judged. show: print it too; failures are always printed."""
@@ -103,7 +104,7 @@ class Report:
         self.failed += ok is False
         self.written += 1
         with self._path.open("a") as out:
-            emit(record, out=out, echo=show or self._verbose or ok is False)
+            emit(record, out=out, echo=not self._quiet and (show or self._verbose or ok is False))
 
     def case(self, what: str, case: str, check: Callable[[], Findings], *, show: bool = False) -> Findings:
         """Runs one check; an exception is a failure of this case alone, unless the device is lost.
