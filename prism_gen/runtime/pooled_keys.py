@@ -66,6 +66,24 @@ class PooledKeys:
         """Forgets every token: the memory serves the next batch of sequences. Launches nothing."""
         self.num_tokens = 0
 
+    def grown(self, max_tokens: int) -> PooledKeys:
+        """A copy that holds the same tokens, with room for max_tokens, no fewer than before."""
+        batch, num_kv_heads, num_blocks, head_dim = self.mean.shape
+        copy = PooledKeys(
+            batch=batch,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            max_tokens=max_tokens,
+            block_size=self.block_size,
+            device=self.mean.device,
+            dtype=self.mean.dtype,
+        )
+        copy.mean[:, :, :num_blocks] = self.mean
+        copy.energy[:, :, :num_blocks] = self.energy
+        copy._tails.copy_(self._tails)
+        copy.num_tokens, copy._newest = self.num_tokens, self._newest
+        return copy
+
     def pooled(self) -> tuple[Tensor, Tensor]:
         """Means and energies of the blocks so far, contiguous: [batch, num_kv_heads, num_blocks, head_dim] and 3."""
         num_blocks = -(-self.num_tokens // self.block_size)
