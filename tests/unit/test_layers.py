@@ -14,13 +14,13 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "templates" not in pa
 # Lowest first; a module imports only from its own layer or lower ones.
 LAYERS = (
     {"", "errors", "dtypes", "arch", "files"},  # "" is prism_gen itself: its version
-    {"rope", "model", "spec"},
+    {"rope", "model", "spec", "sub_blocks"},
     {"families"},
     {"schedules"},
     {"hf_config", "hf_layers", "model_config", "specialize", "manifest"},
     {"render", "toolchain", "fingerprint", "gates", "compile"},
     {"build"},
-    {"doctor", "console", "explain", "cli"},
+    {"doctor", "console", "explain_selection", "explain", "cli"},
     {"__main__"},
 )
 # Beside them runtime/, which uses the first five rows, and above that integrations/, which prism_gen names lazily.
