@@ -25,7 +25,7 @@ from prism_gen.runtime.attention import PrismAttention
 from prism_gen.runtime.connect import choose_block_size, open_bundle
 from prism_gen.runtime.load import Bundle
 from prism_gen.runtime.thresholds import ThresholdLike
-from prism_gen.specialize import block_pair_bands, specialize
+from prism_gen.specialize import block_pair_scoring, specialize
 
 IMPLEMENTATION = "prism"
 
@@ -65,6 +65,7 @@ def enable(
     block_size: tuple[int, int] | None = None,
     high_threshold: ThresholdLike | None = None,
     low_threshold: ThresholdLike | None = None,
+    threshold: ThresholdLike | None = None,
     min_queries: int | None = None,
 ) -> Enabled:
     """Resolves kernels for every attention layer of a transformers model; then model.set_attn_implementation("prism").
@@ -96,6 +97,7 @@ def enable(
         "device": model.device if backend == "cuda" else None,
         "high_threshold": high_threshold,
         "low_threshold": low_threshold,
+        "threshold": threshold,
     }
     name = ops.free_name(spec.name) if spec else type(model).__name__
     layers, statements = [], []
@@ -137,7 +139,7 @@ def _why_dense(spec: ModelSpec, index: int, backend: str, block_size: tuple[int,
     size = choose_block_size(spec, block_size)
     selection = msgspec.structs.replace(spec.selection, block_sizes=(size,))
     try:
-        block_pair_bands(spec, size)
+        block_pair_scoring(spec, size)
         if backend == "cuda":
             _any_arch(msgspec.structs.replace(spec, selection=selection))
     except UnsupportedError as error:

@@ -21,10 +21,12 @@ from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.reference_pool import compute_dtype
 from prism_gen.runtime.selection import Selection
 from prism_gen.runtime.thresholds import Thresholds
+from prism_gen.sub_blocks import SubBlocks
 
 # A graph holds a name, not kernels: it can be saved, and finds the kernels of the process that runs it.
 _REGISTERED: WeakValueDictionary[str, PrismAttention] = WeakValueDictionary()
 _RUNS: Counter[str] = Counter()
+NUM_ENERGIES = 3  # of the high band, the low band, all dims
 
 
 def register(attention: PrismAttention, name: str) -> str:
@@ -77,7 +79,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, kernels: str, softmax_scale: f
     kernels: a registered name. softmax_scale: None takes the model's.
     """
     pooled = torch.ops.prism_gen.pool(q, k, kernels)
-    lists = torch.ops.prism_gen.select(*pooled, q.shape[1], k.shape[1], kernels)
+    lists = torch.ops.prism_gen.select(*pooled, q.shape[1], k.shape[1], kernels, softmax_scale)
     out: Tensor = torch.ops.prism_gen.attend(q, k, v, *lists, kernels, softmax_scale)[0]
     return out
 
@@ -88,18 +90,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, kernels: str, softmax_scale: f
     schema="(Tensor q, Tensor k, str kernels) -> (Tensor q_mean, Tensor k_mean, Tensor q_energy, Tensor k_energy)",
 )
 def pool(q: Tensor, k: Tensor, kernels: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """PrismAttention.pool: block means [batch, heads, blocks, head_dim] and energies [batch, heads, blocks, 3]."""
+    """PrismAttention.pool: means [batch, heads, blocks, head_dim] and energies; of sub-blocks if those are scored."""
     q_mean, k_mean, q_energy, k_energy, _ = registered(kernels).pool(q, k)
     return q_mean, k_mean, q_energy, k_energy
 
 
 @pool.register_fake
 def _(q: Tensor, k: Tensor, kernels: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grid = _grid(kernels, q.shape[1], k.shape[1])
-    dtype = compute_dtype(q)
-    rows = ((q, grid.num_q_blocks), (k, grid.num_k_blocks))
-    means = [x.new_empty(x.shape[0], x.shape[2], blocks, x.shape[3], dtype=dtype) for x, blocks in rows]
-    energies = [x.new_empty(x.shape[0], x.shape[2], blocks, 3, dtype=dtype) for x, blocks in rows]
+    attention = registered(kernels)
+    scoring, dtype = attention.scoring, compute_dtype(q)
+    sizes, num_energies = attention.block_size, NUM_ENERGIES
+    if isinstance(scoring, SubBlocks):
+        sizes, num_energies = (scoring.q, scoring.k), 0
+    rows = [(x.shape[0], x.shape[2], -(-x.shape[1] // size)) for x, size in zip((q, k), sizes, strict=True)]
+    means = [q.new_empty(*row, q.shape[3], dtype=dtype) for row in rows]
+    energies = [q.new_empty(*row, num_energies, dtype=dtype) for row in rows]
     return means[0], means[1], energies[0], energies[1]
 
 
@@ -107,7 +112,7 @@ def _(q: Tensor, k: Tensor, kernels: str) -> tuple[Tensor, Tensor, Tensor, Tenso
     "prism_gen::select",
     mutates_args=(),
     schema="(Tensor q_mean, Tensor k_mean, Tensor q_energy, Tensor k_energy, SymInt seqlen_q, SymInt seqlen_k,"
-    " str kernels, Tensor? thresholds=None) -> (Tensor block_indices, Tensor block_counts)",
+    " str kernels, float? softmax_scale=None, Tensor? thresholds=None) -> (Tensor block_indices, Tensor block_counts)",
 )
 def select(
     q_mean: Tensor,
@@ -117,15 +122,17 @@ def select(
     seqlen_q: int,
     seqlen_k: int,
     kernels: str,
+    softmax_scale: float | None = None,
     thresholds: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """PrismAttention.select: lists of blocks; int32, see Selection.
 
-    thresholds: fp32 [num_lists, 2], checked by make_thresholds; None takes the registered attention's.
+    softmax_scale: None takes the model's. thresholds: the values of a Thresholds; None takes the registered
+    attention's.
     """
     pooled = Pooled(q_mean, k_mean, q_energy, k_energy, _grid(kernels, seqlen_q, seqlen_k))
     chosen = None if thresholds is None else Thresholds(thresholds, uniform=False)
-    selection = registered(kernels).select(pooled, thresholds=chosen)
+    selection = registered(kernels).select(pooled, thresholds=chosen, softmax_scale=softmax_scale)
     return selection.block_indices, selection.block_counts
 
 
@@ -138,11 +145,12 @@ def _(
     seqlen_q: int,
     seqlen_k: int,
     kernels: str,
+    softmax_scale: float | None = None,
     thresholds: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    rules = model_rules(registered(kernels).model.selection)
-    rows = (q_mean.shape[0], rules.num_lists(q_mean.shape[1], k_mean.shape[1]), q_mean.shape[2])
-    num_k_blocks = k_mean.shape[2]
+    rules, grid = model_rules(registered(kernels).model.selection), _grid(kernels, seqlen_q, seqlen_k)
+    rows = (q_mean.shape[0], rules.num_lists(q_mean.shape[1], k_mean.shape[1]), grid.num_q_blocks)
+    num_k_blocks = grid.num_k_blocks
     max_blocks = num_k_blocks if rules.max_blocks is None else min(rules.max_blocks, num_k_blocks)
     return q_mean.new_empty(*rows, max_blocks, dtype=torch.int32), q_mean.new_empty(rows, dtype=torch.int32)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from prism_gen.errors import ConfigError, TensorError
+from prism_gen.model import SelectionSpec
 from prism_gen.runtime import PrismAttention, ops
 from tests.cpu.small_cases import tensors
 
@@ -15,13 +16,21 @@ SHAPE = (40, 61, 16, 8)
 HEADS = (2, 4, 2)
 
 
-@pytest.fixture
-def attention(model):
+@pytest.fixture(params=["paper", "subblock"])
+def attention(model, request):
     """A small reference attention, registered under NAME."""
-    selection = msgspec.structs.replace(model.selection, block_sizes=((16, 8),), high_freq_dim=16, low_freq_dim=16)
+    fields = {"high_freq_dim": 16, "low_freq_dim": 16} if request.param == "paper" else {"sub_block_q": 4}
+    selection = SelectionSpec(
+        estimator=request.param,
+        block_sizes=((16, 8),),
+        high_freq_threshold=0.6,
+        low_freq_threshold=0.6,
+        threshold=0.6,
+        **fields,
+    )
     rope = msgspec.structs.replace(model.rope, rotary_dim=32)
     small = msgspec.structs.replace(model, num_q_heads=4, num_kv_heads=2, head_dim=32, rope=rope, selection=selection)
-    made = PrismAttention(None, small, backend="reference", high_threshold=0.6, low_threshold=0.6)
+    made = PrismAttention(None, small, backend="reference")
     ops.register(made, NAME)
     return made
 
@@ -44,7 +53,7 @@ def stage_inputs(attention, qkv):
     rows = attention.thresholds.rows(4, q.device)
     return {
         "pool": [(q, k, NAME)],
-        "select": [(*pooled, q.shape[1], k.shape[1], NAME), (*pooled, q.shape[1], k.shape[1], NAME, rows)],
+        "select": [(*pooled, q.shape[1], k.shape[1], NAME), (*pooled, q.shape[1], k.shape[1], NAME, 0.2, rows)],
         "attend": [(q, k, v, *lists, NAME), (q, k, v, *lists, NAME, 0.2, True)],
     }
 

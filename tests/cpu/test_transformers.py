@@ -14,7 +14,7 @@ from transformers import DynamicCache, StaticCache
 import prism_gen
 from prism_gen.errors import TensorError, UnsupportedError
 from prism_gen.integrations.lazy_mask import Segment, _segments, real_ranges
-from tests.cpu.tiny_transformers import BLOCKS, enable, tiny, token_ids
+from tests.cpu.tiny_transformers import enable, tiny, token_ids
 
 SPARSE, DECODE = "sparse", "dense: decode, or a chunk shorter than a block"
 
@@ -32,27 +32,20 @@ def cached(model, ids, cache, **options):
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
-@pytest.mark.parametrize("threshold", [1.0, 0.4], ids=["all", "sparse"])
+@pytest.mark.parametrize(
+    ("threshold", "selection"),
+    [(1.0, {}), (0.4, {"calibration": "prefix"}), (0.4, {"estimator": "subblock"})],
+    ids=["all", "paper", "subblock"],  # those two select the same in chunks and at once
+)
 @torch.no_grad()
-def test_chunks_give_what_one_pass_gives(kind, threshold):
+def test_chunks_give_what_one_pass_gives(kind, threshold, selection):
     model, ids = tiny(), token_ids(2, 112)
+    enabled = enable(model, threshold, **selection)
     exact = model(ids).logits
-    enabled = enable(model, threshold)
-    if threshold < 1:  # "prefix" calibration: a chunk selects what the whole selects
-        enabled = prefix_calibrated(model, threshold)
-        exact = model(ids).logits
     cache = caches(model)[kind]
-    before = enabled.sparse_runs()
     ours = torch.cat([cached(model, chunk, cache) for chunk in ids.split([48, 32, 32], dim=1)], 1)
     torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-4)
-    assert [after - runs for after, runs in zip(enabled.sparse_runs(), before, strict=True)] == [3, 3]
-
-
-def prefix_calibrated(model, threshold):
-    selection = prism_gen.model.SelectionSpec(block_sizes=(BLOCKS,), calibration="prefix")
-    return prism_gen.enable(
-        model, backend="reference", selection=selection, high_threshold=threshold, low_threshold=threshold
-    )
+    assert enabled.sparse_runs() == [4, 4]
 
 
 @torch.no_grad()

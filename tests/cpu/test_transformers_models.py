@@ -38,3 +38,12 @@ def test_with_less_selected_it_is_another_result(model_type):
     ours = model(ids).logits
     assert torch.isfinite(ours).all()
     assert not torch.allclose(ours, exact, atol=1e-3)
+
+
+@torch.no_grad()
+def test_sub_blocks_serve_layers_without_rope():
+    model, ids = tiny("cohere2"), token_ids(1, TOKENS)
+    exact = model(ids).logits
+    enabled = enable(model, estimator="subblock")
+    torch.testing.assert_close(model(ids).logits, exact, rtol=1e-4, atol=1e-4)
+    assert enabled.sparse_runs() == [0, 1]

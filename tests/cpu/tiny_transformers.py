@@ -71,16 +71,19 @@ def tiny(model_type: str = "llama", **fields: Any) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
 
 
-def enable(model: PreTrainedModel, threshold: float = 1.0, **options: Any) -> Enabled:
-    """Prism on `model` in plain torch, with small blocks; threshold 1 selects everything."""
-    enabled = prism_gen.enable(
-        model,
-        backend="reference",
-        selection=SelectionSpec(block_sizes=(BLOCKS,)),
-        high_threshold=threshold,
-        low_threshold=threshold,
-        **options,
+def enable(model: PreTrainedModel, threshold: float = 1.0, *, min_queries: int | None = None, **fields: Any) -> Enabled:
+    """Prism on `model` in plain torch, with small blocks. threshold: of every band; 1 selects everything.
+
+    fields: of the SelectionSpec.
+    """
+    selection = SelectionSpec(
+        block_sizes=(BLOCKS,),
+        high_freq_threshold=threshold,
+        low_freq_threshold=threshold,
+        threshold=threshold,
+        **fields,
     )
+    enabled = prism_gen.enable(model, backend="reference", selection=selection, min_queries=min_queries)
     model.set_attn_implementation("prism")
     return enabled
 
