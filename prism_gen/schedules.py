@@ -74,7 +74,8 @@ def _select(head_dim: int) -> Row:
     return Row("select", "sm90", {"head_dim": (head_dim,)}, schedule)
 
 
-def _attend(head_dim: int, lists: Lists, *, cluster: int = 1, tile_n: int, kv_stages: int, q_stages: int = 2) -> Row:
+def _attend(head_dim: int, lists: Lists, *, tile_n: int, kv_stages: int, **others: int) -> Row:
+    """others: fields of AttendSchedule that differ from these defaults."""
     facts: Facts = {
         "dtype": TWO_BYTE_DTYPES,
         "head_dim": (head_dim,),
@@ -82,13 +83,15 @@ def _attend(head_dim: int, lists: Lists, *, cluster: int = 1, tile_n: int, kv_st
         "block_size_k": lists.block_sizes_k,
         "heads_per_list": lists.heads,
     }
-    schedule = AttendSchedule(tile_m=128, tile_n=tile_n, kv_stages=kv_stages, q_stages=q_stages, cluster=cluster)
+    defaults = {"tile_m": 128, "q_stages": 2, "cluster": 1, "teams": 1}
+    schedule = AttendSchedule(tile_n=tile_n, kv_stages=kv_stages, **{**defaults, **others})
     return Row("attend", "sm90", facts, schedule)
 
 
-# A tile of 128 rows holds one query block; or two neighbours whose lists are merged (a step is then one block);
+# A tile of 128 rows holds one query block; or two neighbours whose lists are merged (a step is then one block), where
+# tiles of 64 rows would wait for L2;
 WHOLE = Lists((128,), (128, 64))
-MERGED = Lists((64,), (64,))
+HALF = Lists((64,), (64,))
 # or, where heads share a list, the positions of a block that 128 rows have room for, beside tiles of the same list.
 PAIR = Lists((64, 128), (128, 64), (2,))  # 64 positions
 SHORT = Lists((32,), (128, 64), tuple(range(3, 17)))  # 32 positions of 3 and 4 heads, down to 8 of 9 to 16
@@ -109,30 +112,32 @@ ROWS: tuple[Row, ...] = (
     _rotate(256, threads=256, min_ctas=3),
     _select(64),
     _select(128),
-    # kv_stages fill shared memory beside Q, or hold four steps. 192 and 256: the accumulators leave registers for 64
-    # keys; at 256 a second Q tile would leave three slots, too few to load ahead. LONG: two CTAs read K and V once.
-    _attend(64, WHOLE, tile_n=128, kv_stages=8),
-    _attend(64, MERGED, tile_n=64, kv_stages=12),
-    _attend(64, PAIR, tile_n=128, kv_stages=8),
-    _attend(64, SHORT, tile_n=128, kv_stages=8),
-    _attend(64, LONG, cluster=2, tile_n=128, kv_stages=8),
+    # kv_stages fill shared memory beside Q, or hold four steps. 64: exponentials take as long as products, so two warps
+    # a scheduler leave both idle; steps of 64 keys leave registers for a second team. 192 and 256: the accumulators
+    # leave registers for 64 keys; at 256 a second Q tile would leave three slots, too few to load ahead. LONG: two CTAs
+    # read K and V once.
+    _attend(64, WHOLE, tile_n=64, kv_stages=9, teams=2),
+    _attend(64, HALF, tile_m=64, tile_n=128, kv_stages=5, teams=2),
+    _attend(64, PAIR, tile_n=64, kv_stages=9, teams=2),
+    _attend(64, SHORT, tile_n=64, kv_stages=9, teams=2),
+    _attend(64, LONG, cluster=2, tile_n=64, kv_stages=9, teams=2),
     _attend(96, WHOLE, tile_n=128, kv_stages=7),
-    _attend(96, MERGED, tile_n=64, kv_stages=14),
+    _attend(96, HALF, tile_n=64, kv_stages=14),
     _attend(96, PAIR, tile_n=128, kv_stages=7),
     _attend(96, SHORT, tile_n=128, kv_stages=7),
     _attend(96, LONG, cluster=2, tile_n=128, kv_stages=7),
     _attend(128, WHOLE, tile_n=128, kv_stages=5),
-    _attend(128, MERGED, tile_n=64, kv_stages=10),
+    _attend(128, HALF, tile_n=64, kv_stages=10),
     _attend(128, PAIR, tile_n=128, kv_stages=5),
     _attend(128, SHORT, tile_n=128, kv_stages=5),
     _attend(128, LONG, cluster=2, tile_n=128, kv_stages=5),
     _attend(192, WHOLE, tile_n=64, kv_stages=5),
-    _attend(192, MERGED, tile_n=64, kv_stages=5),
+    _attend(192, HALF, tile_n=64, kv_stages=5),
     _attend(192, PAIR, tile_n=64, kv_stages=5),
     _attend(192, SHORT, tile_n=64, kv_stages=5),
     _attend(192, LONG, cluster=2, tile_n=64, kv_stages=5),
     _attend(256, WHOLE, tile_n=64, kv_stages=5, q_stages=1),
-    _attend(256, MERGED, tile_n=64, kv_stages=5, q_stages=1),
+    _attend(256, HALF, tile_n=64, kv_stages=5, q_stages=1),
     _attend(256, PAIR, tile_n=64, kv_stages=5, q_stages=1),
     _attend(256, SHORT, tile_n=64, kv_stages=5, q_stages=1),
     _attend(256, LONG, cluster=2, tile_n=64, kv_stages=5, q_stages=1),

@@ -13,7 +13,7 @@ from prism_gen.errors import UnsupportedError
 from prism_gen.families.family import Family
 from prism_gen.spec import KernelSpec, Struct
 
-# Barriers, tile coordinates and block lists in flight: 1.2 KB at 14 slots, rounded up.
+# Barriers, tile coordinates and block lists in flight of one team: 1.2 KB at 14 slots, rounded up.
 METADATA_BYTES = 2048
 
 
@@ -39,10 +39,11 @@ class AttendProblem(Struct, frozen=True, kw_only=True):
 class AttendSchedule(Struct, frozen=True, kw_only=True):
     """How one attend kernel is tiled.
 
-    tile_m: query rows per CTA, positions times heads_per_list. tile_n: keys per step: several blocks, one, or a part of
-    one. kv_stages: shared-memory slots, each one K or one V tile of tile_n tokens. q_stages: Q tiles; with two, the end
-    of a tile overlaps the start of the next. cluster: CTAs whose tiles lie side by side on one list and that copy K and
-    V for each other (multicast).
+    tile_m: query rows per team, positions times heads_per_list. tile_n: keys per step: several blocks, one, or a part
+    of one. kv_stages: shared-memory slots, each one K or one V tile of tile_n tokens. q_stages: Q tiles; with two, the
+    end of a tile overlaps the start of the next. cluster: CTAs whose tiles lie side by side on one list and that copy K
+    and V for each other (multicast). teams: halves of a CTA that work on tiles of their own, each with all of the slots
+    above; with two, one computes where the other would leave the SM idle.
     """
 
     tile_m: int
@@ -50,10 +51,11 @@ class AttendSchedule(Struct, frozen=True, kw_only=True):
     kv_stages: int
     q_stages: int
     cluster: int
+    teams: int
 
 
 def smem_bytes(spec: KernelSpec) -> int:
-    """Shared memory of one CTA: Q tiles (O leaves through them), the K/V ring, metadata. The kernel asserts it.
+    """Shared memory of one CTA: each team's Q tiles (O leaves through them), K/V ring, metadata. The kernel asserts it.
 
     Raises: UnsupportedError where it is more than the arch gives.
     """
@@ -61,13 +63,13 @@ def smem_bytes(spec: KernelSpec) -> int:
     schedule: AttendSchedule = spec.schedule
     row_bytes = problem.head_dim * dtype(problem.dtype).num_bytes
     kv_ring_bytes = schedule.kv_stages * schedule.tile_n * row_bytes
-    total = schedule.q_stages * schedule.tile_m * row_bytes + kv_ring_bytes + METADATA_BYTES
+    total = schedule.teams * (schedule.q_stages * schedule.tile_m * row_bytes + kv_ring_bytes + METADATA_BYTES)
     limit = arch(spec.arch).smem_limit_bytes
     if total > limit:
         raise UnsupportedError(
             f"{spec.name} needs {total} bytes of shared memory",
             exists=f"{limit} bytes on {spec.arch}",
-            fix="lower kv_stages, q_stages or tile_n of its row in prism_gen/schedules.py",
+            fix="lower teams, kv_stages, q_stages or tile_n of its row in prism_gen/schedules.py",
         )
     return total
 
@@ -86,6 +88,7 @@ def _context(spec: KernelSpec) -> dict[str, Any]:
         "kv_stages": schedule.kv_stages,
         "q_stages": schedule.q_stages,
         "cluster": schedule.cluster,
+        "teams": schedule.teams,
         "smem_bytes": smem_bytes(spec),
     }
 

@@ -1,9 +1,11 @@
-// The exported function: validates tensors, fills a Problem, launches. See templates/README.md for the contract.
+// The exported function: validates tensors, fills a Problem, launches. See templates/README.md for the contract. The arch's
+// launch.h, included before, holds launch<Config>().
 #pragma once
 
 #include "attend/params.h"
-#include "attend/sm90/launch.h"
 #include "shared/ffi.h"
+
+#include <limits>
 
 namespace prism::attend {
 
@@ -11,14 +13,19 @@ inline TensorArg tensor_arg(TensorView const& t) {
   return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)};
 }
 
-inline int multiprocessor_count(int device) {
-  constexpr int kMaxDevices = 64;
-  static int counts[kMaxDevices] = {};  // 0: not asked yet; the answer never changes, so a race writes the same value
-  if (device < kMaxDevices && counts[device] != 0) return counts[device];
-  int count = 0;
-  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-  if (device < kMaxDevices) counts[device] = count;
-  return count;
+// The kernel counts keys and tiles in int32.
+inline void check_countable(int64_t seqlen_k, int64_t rows_of_lists, int64_t max_blocks) {
+  constexpr int64_t kMaxTokens = 1 << 29;  // so that the sum of two positions fits
+  constexpr int64_t kMaxRows = 1 << 26;    // query blocks of all lists, 16 tiles each at most
+  if (seqlen_k > kMaxTokens) TVM_FFI_THROW(ValueError) << "k has " << seqlen_k << " tokens, expected at most " << kMaxTokens;
+  if (rows_of_lists > kMaxRows) {
+    TVM_FFI_THROW(ValueError) << "q has " << rows_of_lists << " query blocks in all lists, expected at most " << kMaxRows
+                              << "; split the batch";
+  }
+  if (max_blocks > std::numeric_limits<int>::max()) {
+    TVM_FFI_THROW(ValueError) << "block_indices.shape[3] is " << max_blocks << ", expected at most "
+                              << std::numeric_limits<int>::max();
+  }
 }
 
 template <class Config>
@@ -54,6 +61,7 @@ Problem make_problem(TensorView const& q, TensorView const& k, TensorView const&
   }
   int64_t const num_lists = num_q_heads / Config::kHeadsPerList;
   int64_t const num_q_blocks = (seqlen_q + Config::kBlockSizeQ - 1) / Config::kBlockSizeQ;
+  check_countable(seqlen_k, batch * num_lists * num_q_blocks, block_indices.size(3));
   check_size(q, "q", 3, Config::kHeadDim);
   for (auto [t, name] : {std::pair{&k, "k"}, std::pair{&v, "v"}}) {
     check_size(*t, name, 0, batch);
@@ -106,7 +114,7 @@ void run(TensorView q, TensorView k, TensorView v, TensorView out, Optional<Tens
       make_problem<Config>(q, k, v, out, lse, block_indices, block_counts, softmax_scale, tile_counter);
   DLDevice const device = q.device();
   DeviceGuard const guard(device.device_id);
-  check_cuda(launch<Config>(p, multiprocessor_count(device.device_id), device.device_id, current_stream(device)), "attend launch");
+  check_cuda(launch<Config>(p, device.device_id, current_stream(device)), "attend launch");
 }
 
 }  // namespace prism::attend

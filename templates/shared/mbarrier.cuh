@@ -18,16 +18,23 @@ __device__ __forceinline__ void arrive_at(Barrier const& barrier) {
   barrier.arrive();
 }
 
-// At the barrier that lies where `barrier` does in CTA `rank` of the cluster; rank may be this CTA's own.
-template <class Barrier>
+// At the barrier that lies where `barrier` does in CTA `rank` of a cluster of kCluster; rank may be this CTA's own.
+template <int kCluster, class Barrier>
 __device__ __forceinline__ void arrive_at_peer(Barrier const& barrier, int rank) {
-  asm volatile("" ::: "memory");
-  barrier.arrive(uint32_t(rank));
+  if constexpr (kCluster == 1) {
+    arrive_at(barrier);
+  } else {
+    asm volatile("" ::: "memory");
+    barrier.arrive(uint32_t(rank));
+  }
 }
 
-// Orders this thread's accesses to the shared memory of the cluster: before an arrival at a peer that tells of what was written
-// there, and after a wait for one. The barrier itself orders memory inside a CTA only.
-__device__ __forceinline__ void fence_cluster() { asm volatile("fence.acq_rel.cluster;" ::: "memory"); }
+// Orders this thread's accesses to the shared memory of a cluster of kCluster: before an arrival at a peer that tells of what was
+// written there, and after a wait for one. The barrier itself orders memory inside a CTA only.
+template <int kCluster>
+__device__ __forceinline__ void fence_cluster() {
+  if constexpr (kCluster > 1) asm volatile("fence.acq_rel.cluster;" ::: "memory");
+}
 
 template <class Barrier>
 __device__ __forceinline__ void arrive_and_expect_at(Barrier const& barrier, uint32_t bytes) {

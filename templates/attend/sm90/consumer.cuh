@@ -2,8 +2,9 @@
 // softmax and the output; takes what to do from shared memory only.
 //
 // The next step's S = Q K^T runs on the tensor cores under this step's softmax, and the two warp groups of a list take turns through
-// named barriers, so that one's exponentials run under the other's products. At a tile's end the next tile's first Q K^T is issued
-// behind the last P V, and runs while the output is written.
+// named barriers, so that one's exponentials run under the other's products. (Beside a second team there are no turns: four warps a
+// scheduler find their way past each other.) At a tile's end the next tile's first Q K^T is issued behind the last P V, and runs
+// while the output is written.
 #pragma once
 
 #include <cute/arch/copy_sm90_tma.hpp>
@@ -26,11 +27,12 @@ class Consumer {
   using Storage = typename Traits::SharedStorage;
   using Tile = typename Traits::Tile;
   using Step = attend::Step<Traits::kEntriesPerStep>;
+  using Slot = Ring<Traits::kKvStages>;  // of a K or V tile, with the phase in which it is loaded
   static constexpr int kRows = Traits::kRowsPerWarpGroup;
   static constexpr int kThreads = 128;  // of this warp group
   // One list: every warp group computes every step. Two lists: one may compute while the other skips.
   static constexpr bool kOneList = Traits::kLists == 1;
-  static constexpr bool kTurns = kOneList && Traits::kWarpGroups == 2;
+  static constexpr bool kTurns = kOneList && Traits::kWarpGroups == 2 && Traits::kTeams == 1;
   static constexpr bool kOverlapTiles = kOneList && Traits::kQStages == 2;
 
   static constexpr int kNoSlot = -1;
@@ -41,13 +43,15 @@ class Consumer {
     int k_slot;
   };
 
-  // Named barriers: one a warp group for its turn, one a warp group for its output tile.
+  // Named barriers of a team: one a warp group for its turn, one a warp group for its output tile.
   static constexpr int kTurnBarrier = 0;
   static constexpr int kOutputBarrier = kTurnBarrier + Traits::kWarpGroups;
+  static constexpr int kTeamBarriers = kOutputBarrier + Traits::kWarpGroups;
+  static_assert(Traits::kTeams * kTeamBarriers <= 8, "CUTLASS keeps eight of the sixteen for itself");
 
  public:
-  __device__ __forceinline__ Consumer(Params const& params, Storage& smem, int rank, int warp_group, int thread)
-      : params_(params), smem_(smem), rank_(rank), warp_group_(warp_group), thread_(thread) {}
+  __device__ __forceinline__ Consumer(Params const& params, Storage& smem, int rank, int team, int warp_group, int thread)
+      : params_(params), smem_(smem), rank_(rank), team_(team), warp_group_(warp_group), thread_(thread) {}
 
   __device__ __forceinline__ void run() {
     using namespace cute;
@@ -104,12 +108,13 @@ class Consumer {
   template <class S>
   __device__ __forceinline__ void open(Tile const& tile, Opened& opened, S& tSrS) {
     if constexpr (kOneList) {
-      opened.k_slot = kv_ring_.slot;
+      Slot const k = kv_ring_;
       if (tile.q_tile >= 0 && tile.num_entries > 0) {
-        next_slot();
-        opened.step = wait_step(opened.k_slot);
+        kv_ring_.advance();
+        opened.step = wait_step(k);
       }
-      issue_qk(opened.k_slot, tSrS);
+      issue_qk(k.slot, tSrS);
+      opened.k_slot = k.slot;
     }
   }
 
@@ -123,19 +128,16 @@ class Consumer {
     int v_slot = kNoSlot;
     while (!step.last()) {
       settle(v_slot, rescale, softmax, tSrS, tOrP, tOrO);
-      int const k_slot = next_slot();
-      v_slot = next_slot();
-      step = wait_step(k_slot);
-      rescale = overlap(k_slot, v_slot, step, softmax, tSrS, tOrP, tOrO);
+      Slot const k = next_slot(), v = next_slot();
+      step = wait_step(k);
+      rescale = overlap(k.slot, v, step, softmax, tSrS, tOrP, tOrO);
+      v_slot = v.slot;
     }
     settle(v_slot, rescale, softmax, tSrS, tOrP, tOrO);
-    v_slot_ = next_slot();
-    wait(v_slot_);
-    issue_pv(v_slot_, tOrP, tOrO);
-    if constexpr (!kOverlapTiles) {
-      cute::warpgroup_wait<0>();
-      release(v_slot_);
-    }
+    Slot const v = next_slot();
+    issue_pv(v, tOrP, tOrO);
+    v_slot_ = v.slot;
+    if constexpr (!kOverlapTiles) drain(v_slot_);
   }
 
   // The union of two lists: a block that this warp group did not select is waited for, so that phases stay in step, and skipped.
@@ -149,21 +151,21 @@ class Consumer {
     bool first = true;
     clear(tSrS);
     do {
-      int const k_slot = next_slot();
-      int const v_slot = first ? kNoSlot : next_slot();
-      step = wait_step(k_slot);
+      Slot const k = next_slot();
+      Slot const v = first ? Slot{kNoSlot} : next_slot();
+      step = wait_step(k);
       bool const selected = step.selected_by(warp_group_);
       settle(held_slot, rescale, softmax, tSrS, tOrP, tOrO);  // also with nothing pending: ptxas wants one wait on every path
       held_slot = kNoSlot;
       rescale = false;
       if (selected && pending) {
-        rescale = overlap(k_slot, v_slot, step, softmax, tSrS, tOrP, tOrO);
-        held_slot = v_slot;
+        rescale = overlap(k.slot, v, step, softmax, tSrS, tOrP, tOrO);
+        held_slot = v.slot;
       } else {
-        if (pending) finish(v_slot, tOrP, tOrO);
-        else if (!first) skip(v_slot);
-        if (selected) rescale = start(k_slot, step, softmax, tSrS);
-        else release(k_slot);
+        if (pending) finish(v, tOrP, tOrO);
+        else if (!first) skip(v);
+        if (selected) rescale = start(k.slot, step, softmax, tSrS);
+        else release(k.slot);
       }
       pending = selected;
       first = false;
@@ -186,11 +188,10 @@ class Consumer {
   // which is waited for by settle() at the head of the next step. (Waited for in the same basic block, ptxas moves the wait
   // above the exponentials that it should hide.) Returns whether O must be rescaled.
   template <class Softmax, class S, class P, class O>
-  __device__ __forceinline__ bool overlap(int k_slot, int v_slot, Step const& step, Softmax& softmax, S& tSrS, P& tOrP, O& tOrO) {
+  __device__ __forceinline__ bool overlap(int k_slot, Slot const& v, Step const& step, Softmax& softmax, S& tSrS, P& tOrP, O& tOrO) {
     if constexpr (kTurns) await_turn();
     issue_qk(k_slot, tSrS);
-    wait(v_slot);
-    issue_pv(v_slot, tOrP, tOrO);
+    issue_pv(v, tOrP, tOrO);
     if constexpr (kTurns) pass_turn(warp_group_ ^ 1);
     cute::warpgroup_wait<1>();
     return soften(k_slot, step, softmax, tSrS);
@@ -219,45 +220,55 @@ class Consumer {
 
   // O += P V of the last step.
   template <class P, class O>
-  __device__ __forceinline__ void finish(int v_slot, P& tOrP, O& tOrO) {
-    wait(v_slot);
-    issue_pv(v_slot, tOrP, tOrO);
+  __device__ __forceinline__ void finish(Slot const& v, P& tOrP, O& tOrO) {
+    issue_pv(v, tOrP, tOrO);
+    drain(v.slot);
+  }
+
+  __device__ __forceinline__ void drain(int v_slot) const {
     cute::warpgroup_wait<0>();
     release(v_slot);
   }
 
-  __device__ __forceinline__ auto q_tile(int slot) const {
+  // Every Q, K and V slot: descriptors of whole rings are made once, and a slot is then an addition.
+  __device__ __forceinline__ auto q_tiles() const {
     using namespace cute;
-    return make_tensor(make_smem_ptr(smem_.q), typename Traits::LayoutQ{})(_, _, warp_group_, slot);
+    return make_tensor(make_smem_ptr(smem_.q), typename Traits::LayoutQ{})(_, _, warp_group_, _);
   }
 
-  __device__ __forceinline__ auto k_tile(int slot) const {
-    using namespace cute;
-    return make_tensor(make_smem_ptr(smem_.kv), typename Traits::LayoutK{})(_, _, slot);
+  __device__ __forceinline__ auto k_tiles() const {
+    return cute::make_tensor(cute::make_smem_ptr(smem_.kv), typename Traits::LayoutK{});
+  }
+
+  __device__ __forceinline__ auto v_tiles() const {
+    return cute::make_tensor(cute::make_smem_ptr(smem_.kv), typename Traits::LayoutV{});
   }
 
   template <class S>
   __device__ __forceinline__ void issue_qk(int k_slot, S& tSrS) {
+    using namespace cute;
     auto thr_mma = mma_qk_.get_slice(thread_);
-    auto tSdQ = thr_mma.partition_fragment_A(q_tile(q_ring_.slot));
-    auto tSdK = thr_mma.partition_fragment_B(k_tile(k_slot));
+    auto tSdQ = thr_mma.partition_fragment_A(q_tiles())(_, _, _, q_ring_.slot);
+    auto tSdK = thr_mma.partition_fragment_B(k_tiles())(_, _, _, k_slot);
     issue_gemm<false>(mma_qk_, tSdQ, tSdK, tSrS);
   }
 
+  // Behind the load of V.
   template <class P, class O>
-  __device__ __forceinline__ void issue_pv(int v_slot, P& tOrP, O& tOrO) {
+  __device__ __forceinline__ void issue_pv(Slot const& v, P& tOrP, O& tOrO) {
     using namespace cute;
-    auto sV = make_tensor(make_smem_ptr(smem_.kv), typename Traits::LayoutV{});
-    auto tOrV = mma_pv_.get_slice(thread_).partition_fragment_B(sV(_, _, v_slot));
-    issue_gemm<true>(mma_pv_, tOrP, tOrV, tOrO);
+    auto tOdV = mma_pv_.get_slice(thread_).partition_fragment_B(v_tiles())(_, _, _, v.slot);
+    wait(v);
+    issue_gemm<true>(mma_pv_, tOrP, tOdV, tOrO);
   }
 
   // S once more, on plain fp32 arithmetic: its place may hold only infinities by now, and a single warp cannot issue wgmma. For rows
   // whose logits leap by more than 83 (softmax's units) in one step; slow, and hardly ever run.
   template <class S>
   __device__ __forceinline__ void recompute(int k_slot, S& tSrS) const {
-    auto const sQ = q_tile(q_ring_.slot);
-    auto const sK = k_tile(k_slot);
+    using cute::_;
+    auto const sQ = q_tiles()(_, _, q_ring_.slot);
+    auto const sK = k_tiles()(_, _, k_slot);
     #pragma unroll 1
     for (int j = 0; j < int(cute::size(tSrS)); ++j) {
       int const row = row_in_tile() + 8 * ((j / 2) % 2), column = 8 * (j / 4) + 2 * (thread_ % 4) + j % 2;
@@ -318,7 +329,7 @@ class Consumer {
     auto thr_copy = tiled_copy.get_slice(thread_);
     release_stored();
     sync_output();  // every warp's last product has read its part of Q
-    copy(tiled_copy, thr_copy.retile_S(tOrOut), thr_copy.partition_D(as_position_independent_swizzle_tensor(q_tile(q_slot))));
+    copy(tiled_copy, thr_copy.retile_S(tOrOut), thr_copy.partition_D(as_position_independent_swizzle_tensor(q_tiles()(_, _, q_slot))));
     tma_store_fence();
     sync_output();
     if (thread_ == 0) {
@@ -368,7 +379,7 @@ class Consumer {
     if constexpr (Traits::kUsedRows < kRows) {
       CUTE_UNROLL
       for (int stage = 0; stage < Traits::kQStages; ++stage) {
-        auto sQ = q_tile(stage);
+        auto sQ = q_tiles()(cute::_, cute::_, stage);
         for (int i = thread_; i < (kRows - Traits::kUsedRows) * Traits::kHeadDim; i += kThreads) {
           sQ(Traits::kUsedRows + i / Traits::kHeadDim, i % Traits::kHeadDim) = Element(0.0f);
         }
@@ -378,45 +389,42 @@ class Consumer {
     }
   }
 
-  __device__ __forceinline__ int next_slot() {
-    int const slot = kv_ring_.slot;
-    slot_phase_ = (slot_phase_ & ~(1u << slot)) | (kv_ring_.phase << slot);
+  __device__ __forceinline__ Slot next_slot() {
+    Slot const slot = kv_ring_;
     kv_ring_.advance();
     return slot;
   }
-  __device__ __forceinline__ void wait(int slot) const { wait_at(smem_.kv_full[slot], (slot_phase_ >> slot) & 1); }
-  __device__ __forceinline__ Step wait_step(int k_slot) const {
-    wait(k_slot);
-    return smem_.steps[k_slot];
+  __device__ __forceinline__ void wait(Slot const& at) const { wait_at(smem_.kv_full[at.slot], at.phase); }
+  __device__ __forceinline__ Step wait_step(Slot const& k) const {
+    wait(k);
+    return smem_.steps[k.slot];
   }
   __device__ __forceinline__ void release(int slot) const {
     __syncwarp();
-    if constexpr (Traits::kCluster == 1) {
-      if (thread_ % 32 == 0) arrive_at(smem_.kv_empty[slot]);
-    } else {
-      if (thread_ % 32 < Traits::kCluster) arrive_at_peer(smem_.kv_empty[slot], thread_ % 32);
-    }
+    if (thread_ % 32 < Traits::kCluster) arrive_at_peer<Traits::kCluster>(smem_.kv_empty[slot], thread_ % 32);
   }
-  __device__ __forceinline__ void skip(int slot) const {
-    wait(slot);
-    release(slot);
+  __device__ __forceinline__ void skip(Slot const& at) const {
+    wait(at);
+    release(at.slot);
   }
 
   __device__ __forceinline__ void await_turn() const {
-    cutlass::arch::NamedBarrier::sync(kThreads * Traits::kWarpGroups, kTurnBarrier + warp_group_);
+    cutlass::arch::NamedBarrier::sync(kThreads * Traits::kWarpGroups, first_barrier() + kTurnBarrier + warp_group_);
   }
   __device__ __forceinline__ void pass_turn(int to) const {
-    cutlass::arch::NamedBarrier::arrive(kThreads * Traits::kWarpGroups, kTurnBarrier + to);
+    cutlass::arch::NamedBarrier::arrive(kThreads * Traits::kWarpGroups, first_barrier() + kTurnBarrier + to);
   }
   __device__ __forceinline__ void sync_output() const {
-    cutlass::arch::NamedBarrier::sync(kThreads, kOutputBarrier + warp_group_);
+    cutlass::arch::NamedBarrier::sync(kThreads, first_barrier() + kOutputBarrier + warp_group_);
   }
+  __device__ __forceinline__ int first_barrier() const { return team_ * kTeamBarriers; }
   __device__ __forceinline__ int row_in_tile() const { return 16 * (thread_ / 32) + (thread_ % 32) / 4; }  // of r = 0
 
   Params const& params_;
   Storage& smem_;
-  int const rank_;  // of this CTA in its cluster
-  int const warp_group_;
+  int const rank_;        // of this CTA in its cluster
+  int const team_;        // of its CTA
+  int const warp_group_;  // of its team
   int const thread_;  // 0..127 in the warp group
   typename Traits::MmaQK mma_qk_;
   typename Traits::MmaPV mma_pv_;
@@ -424,8 +432,7 @@ class Consumer {
   int stored_slot_ = kNoSlot;   // Q slot whose output is on its way out
   int v_slot_ = kNoSlot;        // of the tile's last P V
   Ring<Traits::kQStages> q_ring_;
-  Ring<Traits::kKvStages> kv_ring_;
-  uint32_t slot_phase_ = 0;  // bit s: phase of the last use of slot s that this warp group met
+  Slot kv_ring_;
 };
 
 }  // namespace prism::attend

@@ -1,4 +1,5 @@
-// The kernel: who does what. One producer warp group (walker warp, loader thread) and the consumer warp groups, persistent.
+// The kernel: who does what. One producer warp group (a walker warp and a loader thread for each team) and the teams' consumer warp
+// groups, persistent. A team walks tiles of its own and shares nothing with the other but the SM, whose idle cycles it fills.
 #pragma once
 
 #include "attend/params.h"
@@ -35,11 +36,11 @@ __device__ __forceinline__ void init_barriers(typename Traits::SharedStorage& sm
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, 1) attend_kernel(__grid_constant__ Params const params) {
   extern __shared__ __align__(1024) unsigned char smem_bytes[];
-  auto& smem = *reinterpret_cast<typename Traits::SharedStorage*>(smem_bytes);
+  auto* const team_smem = reinterpret_cast<typename Traits::SharedStorage*>(smem_bytes);
 
   if (threadIdx.x == 0) {
     for (CUtensorMap const* map : {&params.q, &params.k, &params.v, &params.out}) cute::prefetch_tma_descriptor(map);
-    init_barriers<Traits>(smem);
+    for (int team = 0; team < Traits::kTeams; ++team) init_barriers<Traits>(team_smem[team]);
   }
   if constexpr (Traits::kCluster == 1) __syncthreads();
   else cluster_sync();
@@ -48,17 +49,20 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) attend_kernel(__grid_cons
   int const warp_group = cutlass::canonical_warp_group_idx();
   if (warp_group == 0) {
     cutlass::arch::warpgroup_reg_dealloc<Traits::kProducerRegisters>();
-    int const warp = cutlass::canonical_warp_idx_sync();
+    int const warp = cutlass::canonical_warp_idx_sync(), team = warp / 2;
     // Lists and tensors may come from the kernel before this one. The consumers touch memory only behind what these two loaded.
     await_previous_kernels();
-    if (warp == 0) {
-      if (cute::elect_one_sync()) Loader<Traits>(params, smem, rank).run();
-    } else if (warp == 1 && rank == 0) {
-      Walker<Traits>(params, smem, cutlass::canonical_lane_idx()).run();
+    if (team < Traits::kTeams) {
+      if (warp % 2 == 0) {
+        if (cute::elect_one_sync()) Loader<Traits>(params, team_smem[team], rank).run();
+      } else if (rank == 0) {
+        Walker<Traits>(params, team_smem[team], team, cutlass::canonical_lane_idx()).run();
+      }
     }
   } else {
     cutlass::arch::warpgroup_reg_alloc<Traits::kConsumerRegisters>();
-    Consumer<Traits>(params, smem, rank, warp_group - 1, threadIdx.x % 128).run();
+    int const team = (warp_group - 1) / Traits::kWarpGroups;
+    Consumer<Traits>(params, team_smem[team], rank, team, (warp_group - 1) % Traits::kWarpGroups, threadIdx.x % 128).run();
   }
   if constexpr (Traits::kCluster > 1) cluster_sync();  // nobody writes to, or arrives at, a CTA that has left
 }

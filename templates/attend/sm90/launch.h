@@ -6,14 +6,13 @@
 
 #include "attend/params.h"
 #include "attend/sm90/kernel.cuh"
+#include "shared/per_device.h"
 #include "shared/tensor_map.h"
 
 namespace prism::attend {
 
 // Half of an H100's or H200's 50 to 60 MB: L2 is two partitions, and a line read from the far one is kept in both.
 constexpr int64_t kL2Bytes = 32 << 20;
-
-constexpr int kMaxDevices = 64;  // whose answers are kept
 
 template <class Element>
 constexpr CUtensorMapDataType kMapType =
@@ -71,7 +70,7 @@ cudaError_t make_params(Params& params, Problem const& p, int num_sms) {
   params.num_tiles = num_q_tiles * p.batch * p.num_lists;
   params.num_kv_slots = num_kv_slots;
   params.section_slots = section_slots;
-  params.sweep_rows = std::max(1, num_sms / Traits::kCluster / (section_slots * lists_per_kv_head));
+  params.sweep_rows = std::max(1, num_sms * Traits::kTeams / Traits::kCluster / (section_slots * lists_per_kv_head));
   params.section_tiles_divmod = cutlass::FastDivmod(section_slots * lists_per_kv_head * num_q_tiles);
   params.lists_divmod = cutlass::FastDivmod(lists_per_kv_head);
   params.kv_head_divmod = cutlass::FastDivmod(p.num_kv_heads);
@@ -82,39 +81,47 @@ cudaError_t make_params(Params& params, Problem const& p, int num_sms) {
   return status;
 }
 
-// Raises the kernel's shared-memory limit, once a device: the call costs a microsecond.
+// Raises the kernel's shared-memory limit.
 template <class Traits>
 cudaError_t allow_smem(int device) {
-  static bool done[kMaxDevices] = {};  // a race sets the same limit twice
-  if (device < kMaxDevices && done[device]) return cudaSuccess;
-  cudaError_t const status = cudaFuncSetAttribute(attend_kernel<Traits>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                  Traits::Config::kSmemBytes);
-  if (status == cudaSuccess && device < kMaxDevices) done[device] = true;
-  return status;
+  static PerDevice allowed;
+  int bytes;
+  return allowed.get(bytes, device, [](int& answer) {
+    answer = Traits::Config::kSmemBytes;
+    return cudaFuncSetAttribute(attend_kernel<Traits>, cudaFuncAttributeMaxDynamicSharedMemorySize, answer);
+  });
 }
 
-// Clusters that the device runs at once, asked once a device: a part of the chip with an odd number of SMs leaves one idle, and a
-// cluster that had to wait for a place would start on its long first tile when the others end.
+inline cudaError_t multiprocessor_count(int& result, int device) {
+  static PerDevice counts;
+  return counts.get(result, device, [&](int& answer) {
+    return cudaDeviceGetAttribute(&answer, cudaDevAttrMultiProcessorCount, device);
+  });
+}
+
+// Clusters that the device runs at once: a part of the chip with an odd number of SMs leaves one idle, and a cluster that had to
+// wait for a place would start on its long first tile when the others end.
 template <class Traits>
 cudaError_t num_clusters(int& result, cudaLaunchConfig_t const& config, int num_sms, int device) {
-  if (Traits::kCluster == 1) {
+  if constexpr (Traits::kCluster == 1) {
     result = num_sms;
     return cudaSuccess;
+  } else {
+    static PerDevice counts;
+    return counts.get(result, device, [&](int& answer) {
+      cudaError_t const status = cudaOccupancyMaxActiveClusters(&answer, attend_kernel<Traits>, &config);
+      return status == cudaSuccess && answer == 0 ? cudaErrorLaunchOutOfResources : status;
+    });
   }
-  static int known[kMaxDevices] = {};  // 0: not asked yet; a race writes the same value twice
-  result = device < kMaxDevices ? known[device] : 0;
-  if (result != 0) return cudaSuccess;
-  cudaError_t const status = cudaOccupancyMaxActiveClusters(&result, attend_kernel<Traits>, &config);
-  if (status == cudaSuccess && result == 0) return cudaErrorLaunchOutOfResources;
-  if (status == cudaSuccess && device < kMaxDevices) known[device] = result;
-  return status;
 }
 
 template <class Config>
-cudaError_t launch(Problem const& p, int num_sms, int device, cudaStream_t stream) {
+cudaError_t launch(Problem const& p, int device, cudaStream_t stream) {
   using Traits = Traits<Config>;
   Params params{};
-  cudaError_t status = make_params<Traits>(params, p, num_sms);
+  int num_sms = 0;
+  cudaError_t status = multiprocessor_count(num_sms, device);
+  if (status == cudaSuccess) status = make_params<Traits>(params, p, num_sms);
   if (status == cudaSuccess) status = allow_smem<Traits>(device);
   if (status != cudaSuccess) return status;
   cudaLaunchAttribute attributes[2] = {};
@@ -133,7 +140,8 @@ cudaError_t launch(Problem const& p, int num_sms, int device, cudaStream_t strea
   int clusters = 0;
   status = num_clusters<Traits>(clusters, config, num_sms, device);
   if (status != cudaSuccess) return status;
-  config.gridDim = dim3(unsigned(std::min(clusters, params.num_tiles) * Traits::kCluster));
+  int const needed = (params.num_tiles + Traits::kTeams - 1) / Traits::kTeams;
+  config.gridDim = dim3(unsigned(std::min(clusters, needed) * Traits::kCluster));
   return cudaLaunchKernelEx(&config, attend_kernel<Traits>, params);
 }
 

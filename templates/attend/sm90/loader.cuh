@@ -16,6 +16,7 @@ template <class Traits>
 class Loader {
   using Storage = typename Traits::SharedStorage;
   using Tile = typename Traits::Tile;
+  static constexpr int kCluster = Traits::kCluster;
   static constexpr int kStepEntries = Traits::kEntriesPerStep;
   using Step = attend::Step<kStepEntries>;
 
@@ -27,7 +28,7 @@ class Loader {
     Step previous{};
     while (true) {
       wait_at(smem_.chunk_full[chunk_ring_.slot], chunk_ring_.phase);
-      if constexpr (Traits::kCluster > 1) fence_cluster();
+      fence_cluster<kCluster>();
       auto const& chunk = smem_.chunks[chunk_ring_.slot];
       if (chunk.first) {
         open_tile(chunk.tile);
@@ -48,11 +49,8 @@ class Loader {
         load_v(previous);
         has_previous = false;
       }
-      if constexpr (Traits::kCluster == 1) arrive_at(smem_.chunk_empty[chunk_ring_.slot]);
-      else {
-        fence_cluster();
-        arrive_at_peer(smem_.chunk_empty[chunk_ring_.slot], kWalkerRank);
-      }
+      fence_cluster<kCluster>();
+      arrive_at_peer<kCluster>(smem_.chunk_empty[chunk_ring_.slot], kWalkerRank);
       chunk_ring_.advance();
     }
   }
@@ -101,10 +99,10 @@ class Loader {
         auto* const box = smem_.kv + Traits::kv_box_offset(kv_ring_.slot, slab, i);
         auto* const barrier = reinterpret_cast<uint64_t*>(&full);
         uint64_t const keep = hint(TMA::CacheHintSm90::EVICT_LAST);
-        if constexpr (Traits::kCluster == 1) {
+        if constexpr (kCluster == 1) {
           cute::SM90_TMA_LOAD_4D::copy(&map, barrier, keep, box, slab * Traits::kSlabDims, token, kv_head_, batch_);
-        } else if ((i * Traits::kSlabs + slab) % Traits::kCluster == rank_) {
-          constexpr uint16_t kAll = (1 << Traits::kCluster) - 1;
+        } else if ((i * Traits::kSlabs + slab) % kCluster == rank_) {
+          constexpr uint16_t kAll = (1 << kCluster) - 1;
           cute::SM90_TMA_LOAD_MULTICAST_4D::copy(&map, barrier, kAll, keep, box, slab * Traits::kSlabDims, token, kv_head_, batch_);
         }
       }

@@ -49,7 +49,7 @@ struct Traits {
   static constexpr int kHeadDim = Config::kHeadDim;
   static constexpr int kBlockQ = Config::kBlockSizeQ;
   static constexpr int kBlockK = Config::kBlockSizeK;
-  static constexpr int kTileM = Config::kTileM;  // query rows of one CTA
+  static constexpr int kTileM = Config::kTileM;  // query rows of one team
   static constexpr int kTileN = Config::kTileN;  // keys of one step
   static constexpr int kRowsPerWarpGroup = 64;   // M of wgmma
   static constexpr int kWarpGroups = kTileM / kRowsPerWarpGroup;
@@ -63,6 +63,7 @@ struct Traits {
   static constexpr int kPositionsPerWarpGroup = largest_power_of_two(kRowsPerWarpGroup / kHeadsPerList);
   static constexpr int kUsedRows = kPositionsPerWarpGroup * kHeadsPerList;  // of a warp group; the others compute on zeros
   // The tiles of a cluster's CTAs lie side by side and walk one list together: each CTA copies a part of every K and V tile to all.
+  // A tile is one team's; what is said of a CTA here holds for one of its teams.
   static constexpr int kCluster = Config::kCluster;
   static constexpr int kCtaPositions = kPositionsPerWarpGroup * kWarpGroups;
   static constexpr int kTilePositions = kCtaPositions * kCluster;
@@ -80,12 +81,16 @@ struct Traits {
   static constexpr int kEntriesPerStep = kTileN / kEntryTokens;
   static_assert(kLists == 1 || kEntriesPerStep == 1, "a merged list has one block a step");
 
-  static constexpr int kThreads = 128 * (1 + kWarpGroups);
+  static constexpr int kTeams = Config::kTeams;  // of a CTA: a walker, a loader and consumers, with shared memory of their own
+  static_assert(kTeams == 1 || kTeams == 2, "the producer warp group has four warps, a team takes two");
+  static constexpr int kConsumerGroups = kTeams * kWarpGroups;
+  static constexpr int kThreads = 128 * (1 + kConsumerGroups);
   // setmaxnreg moves registers inside what the CTA got at launch: 65536 / threads, rounded down to a multiple of 8. Asking
   // for one more than that pool holds never returns.
   static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
-  static constexpr int kProducerRegisters = 40;
-  static constexpr int kConsumerRegisters = ((1 + kWarpGroups) * kLaunchRegisters - kProducerRegisters) / kWarpGroups / 8 * 8;
+  static constexpr int kProducerRegisters = kTeams == 1 ? 40 : 32;  // 32 leave four consumer warp groups 112, which are just enough
+  static constexpr int kConsumerRegisters =
+      ((1 + kConsumerGroups) * kLaunchRegisters - kProducerRegisters) / kConsumerGroups / 8 * 8;
   static_assert(kConsumerRegisters <= 256 && kLaunchRegisters <= 255);
 
   using HeadDim = Int<kHeadDim>;
@@ -155,7 +160,7 @@ struct Traits {
     Step<kEntriesPerStep> steps[kKvStages];  // of the K tile in each slot
     Chunk chunks[kChunks];
   };
-  static_assert(sizeof(SharedStorage) <= Config::kSmemBytes, "families/attend.py and SharedStorage disagree");
+  static_assert(kTeams * sizeof(SharedStorage) <= Config::kSmemBytes, "families/attend.py and SharedStorage disagree");
 };
 
 }  // namespace prism::attend

@@ -60,12 +60,14 @@ class Walker {
   using Storage = typename Traits::SharedStorage;
   using List = BlockList<Traits::kEntriesPerBlock>;
   static constexpr int kChunkEntries = Traits::kChunkEntries;
+  static constexpr int kCluster = Traits::kCluster;
 
  public:
-  __device__ __forceinline__ Walker(Params const& params, Storage& smem, int lane) : params_(params), smem_(smem), lane_(lane) {}
+  __device__ __forceinline__ Walker(Params const& params, Storage& smem, int team, int lane)
+      : params_(params), smem_(smem), team_(team), lane_(lane) {}
 
   __device__ __forceinline__ void run() {
-    int tile = blockIdx.x / Traits::kCluster;
+    int tile = blockIdx.x / kCluster * Traits::kTeams + team_;
     while (tile < params_.num_tiles) {
       int next = 0;
       if (lane_ == 0) next = claim();
@@ -80,7 +82,7 @@ class Walker {
   __device__ __forceinline__ int claim() {
     int const claimed = atomicAdd(params_.tile_counter, 1);
     if (claimed == params_.num_tiles - 1) *params_.tile_counter = 0;
-    return claimed + gridDim.x / Traits::kCluster;
+    return claimed + gridDim.x / kCluster * Traits::kTeams;
   }
 
   __device__ __forceinline__ void walk(TileCoord tile) {
@@ -140,10 +142,10 @@ class Walker {
   // entry: this lane's entry of the chunk, meaningful in the first `entries` lanes.
   __device__ __forceinline__ void emit(TileCoord tile, Entry entry, bool first, bool last, int entries) {
     wait_at(smem_.chunk_empty[ring_.slot], ring_.phase ^ 1);
-    if constexpr (Traits::kCluster > 1) fence_cluster();
+    fence_cluster<kCluster>();
     CUTE_UNROLL
-    for (int rank = 0; rank < Traits::kCluster; ++rank) {
-      auto& chunk = Traits::kCluster == 1 ? smem_.chunks[ring_.slot] : *cluster_peer(&smem_.chunks[ring_.slot], rank);
+    for (int rank = 0; rank < kCluster; ++rank) {
+      auto& chunk = kCluster == 1 ? smem_.chunks[ring_.slot] : *cluster_peer(&smem_.chunks[ring_.slot], rank);
       chunk.entries[lane_] = lane_ < entries ? entry.packed : Entry::none().packed;
       if (lane_ == 0) {
         chunk.tile = {tile.q_tile, tile.list, tile.batch, entries};
@@ -151,19 +153,15 @@ class Walker {
         chunk.last = last;
       }
     }
-    // Every lane, for its own entry.
-    if constexpr (Traits::kCluster == 1) {
-      arrive_at(smem_.chunk_full[ring_.slot]);
-    } else {
-      fence_cluster();
-      CUTE_UNROLL
-      for (int rank = 0; rank < Traits::kCluster; ++rank) arrive_at_peer(smem_.chunk_full[ring_.slot], rank);
-    }
+    fence_cluster<kCluster>();
+    CUTE_UNROLL
+    for (int rank = 0; rank < kCluster; ++rank) arrive_at_peer<kCluster>(smem_.chunk_full[ring_.slot], rank);  // for its own entry
     ring_.advance();
   }
 
   Params const& params_;
   Storage& smem_;
+  int const team_;  // of its CTA
   int const lane_;
   Ring<Traits::kChunks> ring_;
 };
