@@ -48,7 +48,7 @@ def load_model_config(
     kinds = layer_kinds(hf, _required(hf, "num_hidden_layers", "n_layer", at=at), at)
     rope = rope_spec(hf, head_dim, kinds, at)
     num_q_heads = _required(hf, "num_attention_heads", "n_head", at=at)
-    selection = _selection_spec(hf, block_sizes, at)
+    selection = selection_spec(hf.prism or {}, block_sizes=block_sizes, at=f"{at}prism.")
     with located(at):
         return ModelSpec(
             name=_name(hf, path),
@@ -74,6 +74,29 @@ def parse_block_size(value: BlockSizeValue) -> tuple[int, int]:
         allowed = '"QxK" in tokens such as "128x64", or a pair [q, k]'
         raise ConfigError(f"block size is {value!r}", exists=allowed, fix="write it in one of these forms")
     return int(match[1]), int(match[2] or match[1])
+
+
+def selection_spec(
+    prism: JsonObject, *, block_sizes: Sequence[tuple[int, int]] | None = None, at: str = ""
+) -> SelectionSpec:
+    """The selection that a config's `prism` object describes.
+
+    block_sizes: (q tokens, k tokens), over the object's own. at: what to put before a key in errors.
+    Raises: ConfigError naming the key, what was found and what is allowed.
+    """
+    keys = [field.name for field in msgspec.structs.fields(HFPrism)]
+    decoded = msgspec.structs.asdict(decode(prism, HFPrism, at=at, keys=keys))
+    given: dict[str, Any] = {key: value for key, value in decoded.items() if value is not msgspec.UNSET}
+    one, several = given.pop("block_size", None), given.pop("block_sizes", None)
+    if one is not None and several is not None:
+        raise ConfigError(f"{at}block_size and {at}block_sizes are both given", fix="keep one of them")
+    _refuse_unread(given, at)
+    with located(at):
+        if block_sizes is not None:
+            given["block_sizes"] = tuple(block_sizes)
+        elif one is not None or several is not None:
+            given["block_sizes"] = tuple(parse_block_size(value) for value in (several if one is None else [one]))
+        return SelectionSpec(**given)
 
 
 def _text_object(data: JsonObject, at: str) -> tuple[JsonObject, str]:
@@ -138,24 +161,6 @@ def _softmax_scale(hf: HFConfig) -> float | None:
 def _name(hf: HFConfig, path: Path) -> str:
     published = (hf.name_or_path or "").rstrip("/").rpartition("/")[2]
     return published or (path.resolve().parent.name if path.stem == "config" else path.stem)
-
-
-def _selection_spec(hf: HFConfig, block_sizes: Sequence[tuple[int, int]] | None, at: str) -> SelectionSpec:
-    at = f"{at}prism."
-    data = hf.prism or {}
-    keys = [field.name for field in msgspec.structs.fields(HFPrism)]
-    prism = msgspec.structs.asdict(decode(data, HFPrism, at=at, keys=keys))
-    given: dict[str, Any] = {key: value for key, value in prism.items() if value is not msgspec.UNSET}
-    one, several = given.pop("block_size", None), given.pop("block_sizes", None)
-    if one is not None and several is not None:
-        raise ConfigError(f"{at}block_size and {at}block_sizes are both given", fix="keep one of them")
-    _refuse_unread(given, at)
-    with located(at):
-        if block_sizes is not None:
-            given["block_sizes"] = tuple(block_sizes)
-        elif one is not None or several is not None:
-            given["block_sizes"] = tuple(parse_block_size(value) for value in (several if one is None else [one]))
-        return SelectionSpec(**given)
 
 
 def _refuse_unread(given: dict[str, Any], at: str) -> None:
