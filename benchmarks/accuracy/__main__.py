@@ -18,9 +18,10 @@ from benchmarks.accuracy.documents import load_documents
 from benchmarks.accuracy.evaluate import Setting, evaluate
 from benchmarks.accuracy.smollm2 import SmolLM2
 from benchmarks.accuracy.sparse import BACKENDS
-from benchmarks.timing import emit, environment
 from prism_gen.errors import ConfigError, PrismError
 from prism_gen.model_config import selection_spec
+from prism_gen.runtime.environment import environment
+from prism_gen.verify.report import emit
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
