@@ -55,6 +55,14 @@ def sub_blocks(
     return SubBlocks(sizes[0], sizes[1], selection.reduce, selection.exclude_forced)
 
 
+def estimator_label(scoring: SubBlocks | None) -> str:
+    """What thresholds are found for: "paper", or "subblock 4x8 max" and the like."""
+    if scoring is None:
+        return "paper"
+    excluded = ", forced excluded" if scoring.exclude_forced else ""
+    return f"subblock {scoring.q}x{scoring.k} {scoring.reduce}{excluded}"
+
+
 def kept_energy(rope: RopeSpec, head_dim: int, tokens: int) -> float:
     """The share of energy that the mean over `tokens` tokens keeps, all pairs being equally strong; 1 without RoPE.
 

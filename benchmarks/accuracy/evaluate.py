@@ -16,8 +16,9 @@ from torch import Tensor
 
 from benchmarks.accuracy.documents import Document
 from benchmarks.accuracy.smollm2 import SmolLM2
-from benchmarks.accuracy.sparse import Backend, SparseAttention, dense_attention
+from benchmarks.accuracy.sparse import Backend, SparseAttention
 from prism_gen.model import SelectionSpec
+from prism_gen.runtime.masked import dense_attention
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -46,7 +47,7 @@ def evaluate(
     for first in range(0, len(documents), at_once):
         batch = documents[first : first + at_once]
         ids = torch.stack([document.ids for document in batch]).to(model.device)
-        dense, seconds = _timed_nll(model, ids, dense_attention)
+        dense, seconds = _timed_nll(model, ids, _dense)
         for document, nll in zip(batch, dense, strict=True):
             emit({"what": "dense", "document": document.name, **_likelihood(document, nll), "seconds": seconds})
         for setting in settings:
@@ -72,6 +73,10 @@ def evaluate(
                         "selection": msgspec.to_builtins(setting.selection),
                     }
                 )
+
+
+def _dense(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return dense_attention(q, k, v, softmax_scale=q.shape[-1] ** -0.5)
 
 
 def _timed_nll(model: SmolLM2, ids: Tensor, attention: Any) -> tuple[Tensor, float]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from prism_gen.model import ModelSpec
@@ -61,12 +60,6 @@ class SparseAttention:
             out, mass = attended, mass_kept(lse[:, :, rows], _dense_lse(q, k, rows, attention.softmax_scale))
         self.records.append(LayerRecord(_density(selection, q.shape[2]).cpu(), mass.mean(-1).cpu()))
         return out.float()
-
-
-def dense_attention(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention to every key: what perplexity is compared with."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
 
 
 def _density(selection: Selection, num_q_heads: int) -> Tensor:

@@ -96,7 +96,7 @@ class PrismAttention:
         Synchronises, so make them before capturing a graph. Raises: TensorError for NaN, out of range, a wrong length,
         or another estimator's.
         """
-        named = choose_thresholds(self.model.selection, high=high, low=low, threshold=threshold)
+        named = choose_thresholds(self.model, self.layer, self.block_size, high=high, low=low, threshold=threshold)
         return make_thresholds(named, self.model.num_lists, self.device, self.model.selection.cut)
 
     @overload

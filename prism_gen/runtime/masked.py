@@ -1,4 +1,4 @@
-"""Block-sparse attention as dense attention under a mask: slow in theory, fast on a GPU, and it sees all the mass.
+"""Dense attention in plain torch, whole or under a mask of blocks: slow in theory, fast on a GPU, and it sees all mass.
 
 Owns that arithmetic, in fp32. Judged by the same definition as the kernels (method.md step 6); the CPU takes
 runtime/reference.py, which reads only the selected blocks.
@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from prism_gen.runtime.selection import Selection
@@ -23,6 +24,17 @@ class Masked(NamedTuple):
     out: Tensor
     lse: Tensor
     dense_lse: Tensor
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float) -> Tensor:
+    """Causal attention to every key, with gradients.
+
+    q, k, v: as for masked_attention, any float dtype; seqlen_q == seqlen_k.
+    """
+    group_size = q.shape[2] // k.shape[2]  # repeated heads keep torch's memory-efficient kernels in reach
+    k, v = (x.repeat_interleave(group_size, dim=2) for x in (k, v))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=softmax_scale).transpose(1, 2)
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, selection: Selection, *, softmax_scale: float) -> Masked:

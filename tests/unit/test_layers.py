@@ -14,7 +14,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "templates" not in pa
 # Lowest first; a module imports only from its own layer or lower ones.
 LAYERS = (
     {"", "errors", "dtypes", "arch", "files", "provenance"},  # "" is prism_gen itself: its version
-    {"rope", "model", "spec", "sub_blocks"},
+    {"rope", "model", "spec", "sub_blocks", "profile"},
     {"families"},
     {"schedules"},
     {"hf_config", "hf_layers", "model_config", "specialize", "manifest"},
@@ -24,7 +24,7 @@ LAYERS = (
     {"__main__"},
 )
 # Beside the layers from the sixth on: what needs torch. Each uses the first five layers, and those before it.
-TORCH_LAYERS = ("runtime", "integrations", "verify", "bench")
+TORCH_LAYERS = ("runtime", "calibrate", "integrations", "verify", "bench")
 TORCH_MAY_USE = set().union(*LAYERS[:5])
 # External module -> the only parts of the package that may import it.
 RESERVED = {
