@@ -91,7 +91,7 @@ class SmolLM2:
         for start in range(0, targets.shape[1], LOGIT_TOKENS):
             some = targets[:, start : start + LOGIT_TOKENS]
             logits = self._linear(x[:, start : start + some.shape[1]], "token_embd")
-            parts.append(F.cross_entropy(logits.transpose(1, 2), some, reduction="none"))
+            parts.append(F.cross_entropy(logits.flatten(0, 1), some.flatten(), reduction="none").reshape(some.shape))
         return torch.cat(parts, dim=1)
 
     def _layer(self, layer: int, x: Tensor, tables: tuple[Tensor, Tensor], attention: Attention) -> Tensor:

@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from prism_gen.model import ModelSpec
 from prism_gen.runtime import PrismAttention
+from prism_gen.runtime.gathered import gathered_attention
 from prism_gen.runtime.masked import masked_attention
 from prism_gen.runtime.results import Stats, mass_kept
 from prism_gen.runtime.selection import Selection
 
 Backend = Literal["reference", "masked", "cuda"]
 BACKENDS: tuple[Backend, ...] = ("reference", "masked", "cuda")
-SAMPLED_ROWS = 512  # of a sequence, on which mass is measured where attend does not give it: 1/16 at 8192 tokens
+SAMPLED_ROWS = 128  # of a sequence, on which mass is measured where attend does not give it: 1/64 at 8192 tokens
 
 
 class LayerRecord(NamedTuple):
@@ -33,8 +35,8 @@ class LayerRecord(NamedTuple):
 class SparseAttention:
     """Attention of every layer at one setting.
 
-    backend: "reference" (block-sparse, plain torch), "masked" (its selection, dense attention under a mask), or "cuda"
-    (the kernels of a bundle, on bf16 q, k and v).
+    backend: "reference" (block-sparse in plain torch, for a CPU), "masked" (its selection, dense attention under a
+    mask, for a GPU), or "cuda" (the kernels of a bundle, on bf16 q, k and v).
     """
 
     def __init__(self, model: ModelSpec, backend: Backend, *, bundle: Path | None = None) -> None:
@@ -54,10 +56,11 @@ class SparseAttention:
             result = masked_attention(q, k, v, selection, softmax_scale=attention.softmax_scale)
             out, mass = result.out, mass_kept(result.lse, result.dense_lse)
         else:
-            attended, lse = attention.attend(q, k, v, selection, return_lse=True)
-            assert lse is not None  # it was asked for
-            rows = torch.arange(0, q.shape[1], max(1, q.shape[1] // SAMPLED_ROWS), device=q.device)
-            out, mass = attended, mass_kept(lse[:, :, rows], _dense_lse(q, k, rows, attention.softmax_scale))
+            if self.backend == "cuda":
+                out, _ = attention.attend(q, k, v, selection)
+            else:
+                out = gathered_attention(q, k, v, selection, softmax_scale=attention.softmax_scale)
+            mass = _sampled_mass(q, k, selection, attention.softmax_scale)
         self.records.append(LayerRecord(_density(selection, q.shape[2]).cpu(), mass.mean(-1).cpu()))
         return out.float()
 
@@ -67,14 +70,19 @@ def _density(selection: Selection, num_q_heads: int) -> Tensor:
     return density.repeat_interleave(num_q_heads // density.shape[1], dim=1)
 
 
-def _dense_lse(q: Tensor, k: Tensor, rows: Tensor, softmax_scale: float) -> Tensor:
-    """Log-sum-exp of dense attention on some rows, fp32 [batch, num_q_heads, rows]."""
-    prefix = k.shape[1] - q.shape[1]
-    hidden = torch.arange(k.shape[1], device=k.device) > rows[:, None] + prefix
+def _sampled_mass(q: Tensor, k: Tensor, selection: Selection, softmax_scale: float) -> Tensor:
+    """Dense attention's probability on the selected blocks, of SAMPLED_ROWS rows: [batch, num_q_heads, rows]."""
+    grid = selection.grid
+    rows = torch.arange(0, q.shape[1], max(1, q.shape[1] // SAMPLED_ROWS), device=q.device)
+    hidden = torch.arange(k.shape[1], device=k.device) > rows[:, None] + grid.prefix
+    chosen = selection.block_mask().repeat_interleave(q.shape[2] // selection.block_counts.shape[1], dim=1)
+    chosen = chosen[:, :, rows // grid.block_size_q].float()
+    group_size, missing = q.shape[2] // k.shape[2], grid.num_k_blocks * grid.block_size_k - grid.seqlen_k
     parts = []
     for kv_head in range(k.shape[2]):
-        group_size = q.shape[2] // k.shape[2]
-        heads = q[:, rows, kv_head * group_size : (kv_head + 1) * group_size].float().transpose(1, 2)
-        scores = heads @ k[:, None, :, kv_head].float().transpose(-1, -2) * softmax_scale
-        parts.append(scores.masked_fill_(hidden, -math.inf).logsumexp(-1))
+        heads = slice(kv_head * group_size, (kv_head + 1) * group_size)
+        scores = q[:, rows, heads].float().transpose(1, 2) @ k[:, None, :, kv_head].float().transpose(-1, -2)
+        probs = F.pad((scores * softmax_scale).masked_fill_(hidden, -math.inf).softmax(-1), (0, missing))
+        by_block = probs.reshape(*probs.shape[:-1], grid.num_k_blocks, grid.block_size_k).sum(-1)
+        parts.append((by_block * chosen[:, heads]).sum(-1))
     return torch.cat(parts, dim=1)

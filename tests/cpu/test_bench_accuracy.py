@@ -129,7 +129,7 @@ def test_both_ways_to_attend_record_the_same(weights: Path, docs: Path) -> None:
     for one, other in zip(*records.values(), strict=True):
         for key in ("density_of_layers", "mass_of_layers", "increase_percent", "perplexity", "needle_nll"):
             if key in one:
-                tolerance = 0.02 if key == "mass_of_layers" else 2e-3  # mass: sampled rows against all rows
+                tolerance = 0.03 if key == "mass_of_layers" else 2e-3  # mass: sampled rows against all rows
                 assert one[key] == pytest.approx(other[key], abs=tolerance, rel=1e-3)
     by_name = {(row["setting"], row["document"]): row for row in records["masked"] if row["what"] == "sparse"}
     assert by_name["all", "prose"]["density"] == 1
