@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from prism_gen.calibrate.allocate import Array, Curves
+from prism_gen.calibrate.changes import directional_changes
 from prism_gen.model import ModelSpec
 from prism_gen.runtime.attention import PrismAttention
-from prism_gen.runtime.masked import dense_attention, masked_attention
+from prism_gen.runtime.masked import dense_attention
 from prism_gen.runtime.results import Stats
 
 # Layer, q [batch, tokens, num_q_heads, head_dim], k and v [batch, tokens, num_kv_heads, head_dim], post-RoPE -> like q.
@@ -102,13 +103,14 @@ class _Probe:
             return dense
         pooled = attention.pool(q, k)
         names = ("high", "low") if attention.model.selection.estimator == "paper" else ("threshold",)
-        for index, threshold in enumerate(self._thresholds):
+        selections = []
+        for threshold in self._thresholds:
             chosen = attention.make_thresholds(**dict.fromkeys(names, threshold))
-            selection = attention.select(pooled, thresholds=chosen)
-            out = masked_attention(q, k, v, selection, softmax_scale=self._scale).out
-            change = ((out - dense)[0] * self._gradients[layer]).sum(-1).square().sum(0) / (2 * q.shape[1])
-            by_list = change.reshape(self._harm.shape[1], -1).sum(-1)
-            self._harm[layer, :, index] += self._weight * by_list.double().cpu().numpy()
-            found = Stats.of(selection).density[0].double().cpu().numpy()
-            self._density[layer, :, index] += self._weight * found
+            selections.append(attention.select(pooled, thresholds=chosen))
+        changes = directional_changes(q, k, v, self._gradients[layer], selections, softmax_scale=self._scale)
+        harm = changes.square().sum(-1) / (2 * q.shape[1])  # [num_q_heads, thresholds]
+        lists = self._harm.shape[1]
+        self._harm[layer] += self._weight * harm.reshape(lists, -1, len(selections)).sum(1).double().cpu().numpy()
+        density = torch.stack([Stats.of(selection).density[0] for selection in selections], dim=-1)
+        self._density[layer] += self._weight * density.double().cpu().numpy()
         return dense

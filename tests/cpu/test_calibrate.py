@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from prism_gen.calibrate.changes import directional_changes
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -23,8 +24,10 @@ from prism_gen.integrations.text_model import TextModel
 from prism_gen.model import SelectionSpec
 from prism_gen.model_config import load_model_config
 from prism_gen.profile import read_profile
-from prism_gen.runtime import PrismAttention
+from prism_gen.runtime import PrismAttention, Selection, reference
+from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.masked import dense_attention, masked_attention
+from tests.cpu.small_cases import SHAPES, Shape, tensors
 from tests.cpu.tiny_transformers import VOCAB, tiny
 
 SELECTION = SelectionSpec(block_sizes=((16, 8),), estimator="subblock", sub_block_q=4, sub_block_k=4)
@@ -94,6 +97,23 @@ def test_harm_is_half_the_squared_change_along_the_gradient(model: TextModel) ->
     np.testing.assert_allclose(found.harm[..., 3], 0.0, atol=1e-12)
     assert bool((np.diff(found.density) >= 0).all())
     np.testing.assert_allclose(found.density[..., 3], 1.0)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["head", "group"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_changes_along_a_direction_are_those_of_the_outputs(shape: Shape, shared: bool) -> None:
+    q, k, v = (x.float() for x in tensors(shape, (1, 4, 2)))
+    grid = BlockGrid(*shape)
+    direction = torch.randn(grid.seqlen_q, 4, 32)
+    everything = Selection.all_visible(grid, 1, 4, q.device)
+    dense, _ = reference.attend(q, k, v, everything, softmax_scale=0.3)
+    masks = [torch.rand(1, 2 if shared else 4, grid.num_q_blocks, grid.num_k_blocks) < 0.5 for _ in range(3)]
+    selections = [Selection.from_mask(mask, grid) for mask in masks]
+    found = directional_changes(q, k, v, direction, selections, softmax_scale=0.3)
+    for index, selection in enumerate(selections):
+        out, _ = reference.attend(q, k, v, selection, softmax_scale=0.3)
+        expected = ((out - dense)[0] * direction).sum(-1).T
+        torch.testing.assert_close(found[:, index], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_a_profile_for_a_density_measures_what_it_says_through_prism_attention(model: TextModel) -> None:
