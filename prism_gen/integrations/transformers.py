@@ -40,11 +40,11 @@ class Enabled:
         self.name = name
         self.backend = backend
         self.statements = statements
-        self._layers = layers
+        self.layers = layers
 
     def calls(self) -> list[Counter[str]]:
         """Of each layer, calls so far by what they were: "sparse", or "dense: " and the reason."""
-        return [layer.calls() for layer in self._layers]
+        return [layer.calls() for layer in self.layers]
 
     def sparse_runs(self) -> list[int]:
         """Of each layer, how often the sparse kernels really ran."""

@@ -239,7 +239,7 @@ def test_the_bundle_says_how_a_model_of_its_shape_selects(model, make_bundle):
         rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
     )
     enabled = prism_gen.enable(same, make_bundle(), backend="reference")
-    assert enabled._layers[0].attention.block_size == (64, 64)
+    assert enabled.layers[0].attention.block_size == (64, 64)
 
 
 def test_enabling_again_starts_anew():
