@@ -1,1 +1,1 @@
-"""Benchmarks: masks, timing and optional peers. Not installed with the package."""
+"""Studies of this repository, and their results. Not installed with the package."""

@@ -1,4 +1,4 @@
-"""`python -m prism_gen`. Owns nothing: cli.py holds the commands."""
+"""`python -m prism_gen`. Owns nothing: cli/ holds the commands."""
 
 from prism_gen.cli import main
 

@@ -29,6 +29,7 @@ from prism_gen.manifest import (
     is_manifest,
 )
 from prism_gen.model import ModelSpec
+from prism_gen.provenance import commit_of
 from prism_gen.render import render, template_root
 from prism_gen.spec import KernelSpec
 from prism_gen.specialize import specialize
@@ -121,16 +122,9 @@ def _entry(source: Source, artifact: Artifact) -> KernelEntry:
 
 def _provenance() -> Provenance:
     now = datetime.datetime.now(datetime.timezone.utc)
-    return Provenance(created=now.isoformat(timespec="seconds"), commit=_commit(Path(__file__).resolve().parent.parent))
-
-
-def _commit(checkout: Path) -> str:
-    """The commit that a git checkout is at, read from its files; "" where there is none."""
-    try:
-        head = (checkout / ".git" / "HEAD").read_text(encoding="ascii").strip()
-        return (checkout / ".git" / head[5:]).read_text(encoding="ascii").strip() if head.startswith("ref: ") else head
-    except OSError:  # an installed package, a linked worktree, or packed refs
-        return ""
+    return Provenance(
+        created=now.isoformat(timespec="seconds"), commit=commit_of(Path(__file__).resolve().parent.parent)
+    )
 
 
 def _publish(manifest: Manifest, artifacts: Sequence[Artifact], compiler: Compiler, out: Path) -> Manifest:

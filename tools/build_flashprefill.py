@@ -1,4 +1,4 @@
-"""Compiles benchmarks/peers/flashprefill.cu against a checkout of FlashPrefill V2: the library of that peer.
+"""Compiles tools/flashprefill.cu against a checkout of FlashPrefill V2: the library of that peer.
 
     python tools/build_flashprefill.py --checkout ~/FlashPrefillv2 --out generated/flashprefill2.so
 
@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))  # runs from a checkout, without installation
 
 from prism_gen.toolchain import ProbeCache, find_cxx, find_nvcc, find_tvm_ffi  # noqa: E402
 
-ADAPTER = ROOT / "benchmarks" / "peers" / "flashprefill.cu"
+ADAPTER = ROOT / "tools" / "flashprefill.cu"
 # The checkout's setup.py and what torch's CUDAExtension adds, less what only its other kernels read.
 FLAGS = (
     *("-gencode", "arch=compute_90a,code=sm_90a", "-std=c++17", "-O3", "--use_fast_math", "--expt-relaxed-constexpr"),

@@ -4,7 +4,7 @@
 
 Each section runs in a process of its own under a watchdog, so that a hang or a CUDA fault costs that section alone.
 Every finding is one JSON line in --out; the failures are printed last, and the exit status is 1 if there is any.
-Owns the processes and the final table. Must not check anything itself (tools/check/ does).
+Owns the processes and the final table. Must not check anything itself (prism_gen/verify/ and tools/check/ do).
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ sys.path.insert(0, str(ROOT))  # runs from a checkout, without installation
 
 import torch  # noqa: E402
 
-from benchmarks.timing import emit, environment  # noqa: E402
+from prism_gen.runtime.environment import environment  # noqa: E402
+from prism_gen.verify import numerics, selection  # noqa: E402
+from prism_gen.verify.kernels import Kernel, bundle_kernels  # noqa: E402
+from prism_gen.verify.reference_kernels import reference_kernels  # noqa: E402
+from prism_gen.verify.report import DeviceLostError, Report, current_case, current_path, emit  # noqa: E402
 from tools.check import arguments as wrong_arguments  # noqa: E402
-from tools.check import attend_speed, build, graph, numerics, pool_speed, power, sanitizer, select_speed, selection  # noqa: E402  # noqa: E402
-from tools.check.kernels import Kernel, bundle_kernels  # noqa: E402
+from tools.check import attend_speed, build, graph, pool_speed, power, sanitizer, select_speed  # noqa: E402
 from tools.check.options import SANITIZED, Options, parse  # noqa: E402
-from tools.check.reference_kernels import reference_kernels  # noqa: E402
-from tools.check.report import DeviceLostError, Report, current_case, current_path  # noqa: E402
 from tools.check.table import print_failures, print_table, read_records  # noqa: E402
 
 FIGURES = {

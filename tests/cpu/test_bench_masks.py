@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.masks import UNUSED_INDEX, attend_flops, causal_block_mask, causal_pairs, compact, density_of
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.selection import Selection, diagonal_blocks, visible_blocks
+from prism_gen.verify.masks import UNUSED_INDEX, attend_flops, causal_block_mask, causal_pairs, compact, density_of
 
 CPU = torch.device("cpu")
 SHAPES = [(128, 128), (128, 64), (64, 64)]

@@ -13,8 +13,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from benchmarks.masks import attend_flops, causal_block_mask
-from benchmarks.peers import (
+from prism_gen.bench.peers import (
     Peer,
     Problem,
     attend_peers,
@@ -26,9 +25,10 @@ from benchmarks.peers import (
 )
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.selection import visible_blocks
-from tools.check import oracle
+from prism_gen.verify import oracle
+from prism_gen.verify.masks import attend_flops, causal_block_mask
+from prism_gen.verify.oracle import token_mask
 from tools.check.attend_speed import time_peer
-from tools.check.oracle import token_mask
 
 
 def problem(
@@ -49,7 +49,9 @@ def problem(
 
 
 def test_importing_peers_imports_none_of_them() -> None:
-    code = "import sys, benchmarks.peers; print([m for m in ('flash_attn', 'prism', 'cutlass') if m in sys.modules])"
+    code = (
+        "import sys, prism_gen.bench.peers; print([m for m in ('flash_attn', 'prism', 'cutlass') if m in sys.modules])"
+    )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
@@ -123,11 +125,11 @@ def test_fa4_is_given_our_mask(
     name: str, sizes: tuple[int, int], shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ("flash_attn", "flash_attn.cute", "flash_attn.cute.block_sparsity", "flash_attn.cute.interface")
-    modules = {name: ModuleType(name) for name in (*names, "benchmarks.peers.fa4_mask")}
+    modules = {name: ModuleType(name) for name in (*names, "prism_gen.bench.peers.fa4_mask")}
     fields = ["partial_counts", "partial_indices", "full_counts", "full_indices", "block_size"]
     modules[names[2]].BlockSparseTensorsTorch = namedtuple("Lists", fields)  # type: ignore[attr-defined]
     modules[names[3]]._flash_attn_fwd = fake_fa4_fwd  # type: ignore[attr-defined]
-    modules["benchmarks.peers.fa4_mask"].causal = int  # type: ignore[attr-defined]
+    modules["prism_gen.bench.peers.fa4_mask"].causal = int  # type: ignore[attr-defined]
     for module in modules.values():
         monkeypatch.setitem(sys.modules, module.__name__, module)
     p = problem(sizes, heads=(8, 2), shared=shared, lengths=(200, 330))

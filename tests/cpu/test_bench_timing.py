@@ -9,7 +9,9 @@ import time
 import pytest
 import torch
 
-from benchmarks.timing import MIN_RUNS, Timing, ceilings, emit, environment, host_cost_us, measure
+from prism_gen.bench.timing import MIN_RUNS, Timing, ceilings, host_cost_us, measure
+from prism_gen.runtime.environment import environment
+from prism_gen.verify.report import emit
 
 CPU = torch.device("cpu")
 

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from tools.check import cases, oracle, sanitizer
-from tools.check.kernels import of_family
+from prism_gen.verify import cases, oracle
+from prism_gen.verify.kernels import of_family
+from prism_gen.verify.reference_kernels import reference_kernels
+from prism_gen.verify.report import DeviceLostError, Findings, Report, current_case
+from prism_gen.verify.select_cases import FUSED_CASES, SANITIZER_SELECT_CASES, SELECT_CASES
+from tools.check import sanitizer
 from tools.check.options import DEFAULT_TIMEOUT_S, SECTIONS, parse
-from tools.check.reference_kernels import reference_kernels
-from tools.check.report import DeviceLostError, Findings, Report, current_case
-from tools.check.select_cases import FUSED_CASES, SANITIZER_SELECT_CASES, SELECT_CASES
 from tools.check.table import print_failures
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "gpu_check.py"

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from prism_gen.runtime.reference_rotate import rotate
-from tools.check import arguments, graph, numerics, pooling, rotation, selection
-from tools.check.cases import Case
-from tools.check.kernels import Kernel, of_family
-from tools.check.reference_kernels import reference_kernels
-from tools.check.report import Report
-from tools.check.select_cases import SelectCase
+from prism_gen.verify import numerics, pooling, rotation, selection
+from prism_gen.verify.cases import Case
+from prism_gen.verify.kernels import Kernel, of_family
+from prism_gen.verify.reference_kernels import reference_kernels
+from prism_gen.verify.report import Report
+from prism_gen.verify.select_cases import SelectCase
+from tools.check import arguments, graph
 
 CPU = torch.device("cpu")
 KERNELS = reference_kernels()

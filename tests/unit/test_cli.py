@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from prism_gen.cli import COMMANDS
+
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = REPOSITORY / "tests" / "models" / "qwen3-8b.json"
 
@@ -156,7 +158,7 @@ def test_doctor_reports_each_part_and_fails_where_it_cannot_build(prism, monkeyp
     assert "fix: install a C++17 compiler" in broken.stdout
 
 
-@pytest.mark.parametrize("command", ["build", "inspect", "explain", "doctor", "run"])
+@pytest.mark.parametrize("command", [command.__name__ for command in COMMANDS])
 def test_help_shows_an_example(prism, command):
     done = prism(command, "--help")
     assert f"python -m prism_gen {command}" in done.stdout

@@ -13,7 +13,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "templates" not in pa
 
 # Lowest first; a module imports only from its own layer or lower ones.
 LAYERS = (
-    {"", "errors", "dtypes", "arch", "files"},  # "" is prism_gen itself: its version
+    {"", "errors", "dtypes", "arch", "files", "provenance"},  # "" is prism_gen itself: its version
     {"rope", "model", "spec", "sub_blocks"},
     {"families"},
     {"schedules"},
@@ -23,13 +23,14 @@ LAYERS = (
     {"doctor", "console", "explain_selection", "explain", "cli"},
     {"__main__"},
 )
-# Beside them runtime/, which uses the first five rows, and above that integrations/, which prism_gen names lazily.
-RUNTIME_MAY_USE = set().union(*LAYERS[:5])
+# Beside the layers from the sixth on: what needs torch. Each uses the first five layers, and those before it.
+TORCH_LAYERS = ("runtime", "integrations", "verify", "bench")
+TORCH_MAY_USE = set().union(*LAYERS[:5])
 # External module -> the only parts of the package that may import it.
 RESERVED = {
-    "torch": {"runtime", "integrations"},
+    "torch": set(TORCH_LAYERS),
     "transformers": {"integrations"},
-    "tvm_ffi": {"runtime"},
+    "tvm_ffi": {"runtime", "bench"},
     "safetensors": {"runtime"},
     "matplotlib": {"runtime"},
     "jinja2": {"render"},
@@ -68,21 +69,20 @@ def _level(part: str) -> int:
 
 
 def test_every_module_has_a_layer():
-    assert {_part(path) for path in MODULES} - set().union(*LAYERS) == {"runtime", "integrations"}
+    assert {_part(path) for path in MODULES} - set().union(*LAYERS) == set(TORCH_LAYERS)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_module_imports_only_lower_layers(path):
     part = _part(path)
     for imported in _internal(path):
-        if part == "runtime":
-            assert imported in RUNTIME_MAY_USE | {"runtime"}
-        elif part == "integrations":
-            assert imported in RUNTIME_MAY_USE | {"runtime", "integrations"}
-        elif imported == "runtime":
-            assert part == "cli"
+        if part in TORCH_LAYERS:
+            below = TORCH_LAYERS[: TORCH_LAYERS.index(part) + 1]
+            assert imported in TORCH_MAY_USE.union(below), f"{part} imports {imported}"
         elif imported == "integrations":
-            assert part in ("", "cli")
+            assert part in ("", "cli")  # prism_gen names it lazily
+        elif imported in TORCH_LAYERS:
+            assert part == "cli"
         else:
             assert _level(imported) <= _level(part), f"{part} imports {imported}"
 

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.masks import compact
 from prism_gen.runtime.reference_pool import granules_per_block
-from tools.check.cases import Case
-from tools.check.kernels import Kernel, bands_of
-from tools.check.report import Findings, Group, Report
-from tools.check.rotation import rope_tables
-from tools.check.select_cases import SelectCase
-from tools.check.selection import band_energy
+from prism_gen.verify.cases import Case
+from prism_gen.verify.kernels import Kernel, bands_of
+from prism_gen.verify.masks import compact
+from prism_gen.verify.report import Findings, Group, Report
+from prism_gen.verify.rotation import rope_tables
+from prism_gen.verify.select_cases import SelectCase
+from prism_gen.verify.selection import band_energy
 
 TOKENS = Case(200, 300, num_q_heads=4, num_kv_heads=2)
 BLOCKS = SelectCase(200, 300, num_q_heads=4, num_kv_heads=2)

@@ -11,7 +11,7 @@ from pathlib import Path
 from prism_gen.families import family
 from prism_gen.manifest import KernelEntry
 from prism_gen.runtime.load import Bundle, load_bundle
-from tools.check.report import Findings, Report
+from prism_gen.verify.report import Findings, Report
 
 TENSOR_CORE_OPCODE = {"sm90": "HGMMA"}
 

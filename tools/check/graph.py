@@ -12,12 +12,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.timing import captured
+from prism_gen.bench.timing import captured
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.rules import SelectRules
-from tools.check.kernels import Kernel, of_family
-from tools.check.pooling import find_pool
-from tools.check.report import Findings, Group, Report
+from prism_gen.verify.kernels import Kernel, of_family
+from prism_gen.verify.pooling import find_pool
+from prism_gen.verify.report import Findings, Group, Report
 
 SEQLEN_TOKENS = 3000  # 24 ragged blocks of 128: more tiles than one wave of a small head count, still milliseconds
 QUICK_SEQLEN_TOKENS = 300

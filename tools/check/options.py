@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.peers import attend_peers
-from tools.check.kernels import TORCH_DTYPES
+from prism_gen.bench.peers import attend_peers
+from prism_gen.verify.kernels import TORCH_DTYPES
 
 SECTIONS = ("build", "numerics", "select", "graph", "attend_speed", "pool_speed", "select_speed", "power", "sanitizer")
 # What the sanitizer section runs under compute-sanitizer: a section for workers only.
@@ -47,6 +47,11 @@ class Options:
     flashprefill_lib: str | None
     commit: str | None
     worker: str
+
+    @property
+    def heads(self) -> tuple[int, int]:
+        """(q, kv) heads."""
+        return self.num_q_heads, self.num_kv_heads
 
 
 def _listed(allowed: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:

@@ -1,6 +1,6 @@
 """Speed of pool, and of rotate beside the rotation alone: the section `pool_speed`.
 
-Owns which figures are taken. Must not own timing (benchmarks/timing.py does).
+Owns which figures are taken. Must not own timing (prism_gen/bench/timing.py does).
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.timing import captured, measure
-from tools.check.kernels import Kernel, of_family
+from prism_gen.bench.timing import captured, measure
+from prism_gen.verify.kernels import Kernel, of_family
+from prism_gen.verify.pooling import Pooled
+from prism_gen.verify.report import Findings, Report
+from prism_gen.verify.rotation import rope_tables
+from tools.check.ceilings import report_ceilings
 from tools.check.options import Options
-from tools.check.pooling import Pooled
-from tools.check.report import Findings, Report, report_ceilings
-from tools.check.rotation import rope_tables
 
 BLOCK_SIZES = ((128, 128), (128, 64), (64, 64))
 REPEATS = 4  # launches in one graph: their mean holds one launch gap, and not the graph's own start

@@ -1,6 +1,6 @@
 """Energy per TFLOP of attend, beside a plain matrix product and the peers: the section `power`.
 
-Owns which figures are taken. Must not own how power is read (benchmarks/power.py does).
+Owns which figures are taken. Must not own how power is read (prism_gen/bench/power.py does).
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ from functools import partial
 
 import torch
 
-from benchmarks.masks import density_of
-from benchmarks.peers import Peer, Problem, attend_peers
-from benchmarks.power import PowerMeter, sustained
-from benchmarks.timing import CEILING_MATMUL
-from tools.check.attend_speed import make_problem, prepare_launch
-from tools.check.kernels import Kernel, of_family
+from prism_gen.bench.peers import Peer, attend_peers
+from prism_gen.bench.power import power_meter, sustained
+from prism_gen.bench.timing import CEILING_MATMUL
+from prism_gen.runtime.nvml import NvmlDevice
+from prism_gen.verify.kernels import Kernel, of_family
+from prism_gen.verify.masks import density_of
+from prism_gen.verify.problem import Problem, make_problem, prepare_launch
+from prism_gen.verify.report import Findings, Report
 from tools.check.options import Options
-from tools.check.report import Findings, Report
 
 
-def _measure(call: Callable[[], object], flops: float, meter: PowerMeter) -> Findings:
+def _measure(call: Callable[[], object], flops: float, meter: NvmlDevice) -> Findings:
     found = Findings()
     found.figures.update(sustained(call, flops, meter))
     return found
 
 
-def _measure_peer(peer: Peer, problem: Problem, flops: float, meter: PowerMeter) -> Findings:
+def _measure_peer(peer: Peer, problem: Problem, flops: float, meter: NvmlDevice) -> Findings:
     return _measure(peer.prepare(problem), flops, meter)
 
 
@@ -35,7 +36,7 @@ def run(kernels: list[Kernel], report: Report, options: Options) -> None:
     if report.device.type != "cuda":
         report.add("power", "any", show=True, skipped="needs a GPU")
         return
-    meter = PowerMeter(report.device)
+    meter = power_meter(report.device)
     size = CEILING_MATMUL
     a, b = (torch.randn(size, size, device=report.device, dtype=torch.bfloat16) for _ in range(2))
     product = partial(_measure, lambda: a @ b, 2.0 * size**3, meter)
@@ -46,7 +47,7 @@ def run(kernels: list[Kernel], report: Report, options: Options) -> None:
         if kernel.problem.dtype not in options.speed_dtypes:
             continue
         for density in (min(options.densities), 1.0):
-            problem = make_problem(kernel, max(options.lengths), density, options, report.device)
+            problem = make_problem(kernel, max(options.lengths), density, options.heads, report.device)
             launch, _ = prepare_launch(kernel, problem)
             case = f"n{problem.grid.seqlen_q}-density{density_of(problem.block_mask, problem.grid):.4f}"
             measured = partial(_measure, launch, problem.selected_flops, meter)

@@ -17,15 +17,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tools.check.cases import SANITIZER_CASES
-from tools.check.kernels import Kernel
-from tools.check.numerics import check_attend
+from prism_gen.verify.cases import SANITIZER_CASES
+from prism_gen.verify.kernels import Kernel
+from prism_gen.verify.numerics import check_attend
+from prism_gen.verify.pooling import check_chunks, check_pool
+from prism_gen.verify.report import Findings, Report
+from prism_gen.verify.rotation import check_rotate
+from prism_gen.verify.select_cases import SANITIZER_SELECT_CASES
+from prism_gen.verify.selection import check_select
 from tools.check.options import SANITIZED, Options
-from tools.check.pooling import check_chunks, check_pool
-from tools.check.report import Findings, Report
-from tools.check.rotation import check_rotate
-from tools.check.select_cases import SANITIZER_SELECT_CASES
-from tools.check.selection import check_select
 
 TOOLS = ("memcheck", "racecheck")
 ERROR_EXIT = 86  # --error-exitcode: unlike any status of Python or of the check itself

@@ -1,6 +1,6 @@
 """Speed of pool and select, stage by stage and as one CUDA graph: the section `select_speed`.
 
-Owns which figures are taken. Must not own timing or peers (benchmarks/ does).
+Owns which figures are taken. Must not own timing or peers (prism_gen/bench/ does).
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from functools import partial
 
 import torch
 
-from benchmarks.peers import prism_estimate, prism_unavailable
-from benchmarks.timing import Timing, captured, measure
+from prism_gen.bench.peers import prism_estimate, prism_unavailable
+from prism_gen.bench.timing import Timing, captured, measure
 from prism_gen.runtime import reference
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.selection import Selection
+from prism_gen.verify.kernels import Kernel, of_family
+from prism_gen.verify.report import Findings, Report
+from tools.check.ceilings import report_ceilings
 from tools.check.graph import Pipeline, make_pipeline
-from tools.check.kernels import Kernel, of_family
 from tools.check.options import Options
-from tools.check.report import Findings, Report, report_ceilings
 
 # Of the peaked inputs: found by trial, a tenth to a quarter of the blocks are then selected; of plain normal ones, all.
 SHARED_DIRECTIONS, SHARED_GAIN = 20, 0.3

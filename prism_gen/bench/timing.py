@@ -1,21 +1,15 @@
-"""Timing on one GPU: medians with their spread, measured ceilings, the environment of a figure, JSON lines.
+"""Timing on one GPU: medians with their spread, and measured ceilings.
 
-Owns how a number is taken and written. Must not know kernels, masks or peers.
+Owns how a number is taken. Must not know kernels, masks or peers.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import platform
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
@@ -23,7 +17,6 @@ MIN_RUNS = 7  # a figure counts as the median of at least seven runs (docs/perfo
 REST_S = 0.1  # seconds, several hundred times a launch; 0.15 gave the same figures on an H200
 CEILING_MATMUL = 8192  # rows and columns of the matrix product that stands for the tensor-core ceiling
 CEILING_COPY_BYTES = 4 << 30  # far beyond the 60 MB L2, so that the copy is HBM bandwidth
-SUBPROCESS_TIMEOUT_S = 10.0  # git and nvidia-smi answer in well under a second
 
 
 @dataclass(frozen=True)
@@ -148,45 +141,3 @@ def ceilings(
         {"what": f"matmul{size}_bf16", "tflops": round(2 * size**3 / product.median_ms / 1e9, 1), **product.record()},
         {"what": "copy", "tbps": round(2 * copy_bytes / copy.median_ms / 1e9, 3), **copy.record()},
     ]
-
-
-def _first_line(command: Sequence[str], cwd: Path | None = None) -> str:
-    try:
-        text = subprocess.check_output(
-            command, cwd=cwd, stderr=subprocess.DEVNULL, text=True, timeout=SUBPROCESS_TIMEOUT_S
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return text.strip().partition("\n")[0] or "unknown"
-
-
-def environment(device: torch.device, *, commit: str | None = None) -> dict[str, Any]:
-    """What a figure stands on: GPU, driver, CUDA, torch, Python, commit and command.
-
-    commit: for a copy of the tree without .git; None asks git, "unknown" where neither answers.
-    """
-    gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
-    driver = _first_line(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]) if gpu else "none"
-    root = Path(__file__).resolve().parent.parent
-    return {
-        "gpu": gpu.name if gpu else platform.processor() or "cpu",
-        "sms": gpu.multi_processor_count if gpu else 0,
-        "driver": driver,
-        "cuda": torch.version.cuda or "none",
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": commit or _first_line(["git", "rev-parse", "--short=12", "HEAD"], root),
-        "command": " ".join(sys.argv),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def emit(record: dict[str, Any], *, out: TextIO | None = None, echo: bool = True) -> None:
-    """One JSON line to stdout (if `echo`) and to `out`, each flushed. NaN and infinities are written as strings."""
-    clean = {k: repr(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-    line = json.dumps(clean)
-    if echo:
-        print(line, flush=True)
-    if out is not None:
-        out.write(line + "\n")
-        out.flush()

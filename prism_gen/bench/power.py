@@ -6,7 +6,6 @@ more than a few milliseconds, so a figure in TFLOP/s says little without it. Mus
 
 from __future__ import annotations
 
-import ctypes
 import statistics
 import time
 from collections.abc import Callable
@@ -14,44 +13,21 @@ from typing import Any
 
 import torch
 
+from prism_gen.runtime.nvml import Nvml, NvmlDevice
+
 SECONDS = 1.5  # of running: the energy counter ticks every 20 to 100 ms
-CLOCK_SM = 1  # nvmlClockType_t: NVML_CLOCK_SM
 CALLS_BETWEEN_READINGS = 4
 
 
-class PowerMeter:
-    """NVML's energy counter and clock of one device, by its PCI address. Raises: OSError where NVML is missing."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._nvml = ctypes.CDLL("libnvidia-ml.so.1")
-        self._check(self._nvml.nvmlInit_v2())
-        self._handle = ctypes.c_void_p()
-        properties: Any = torch.cuda.get_device_properties(device)
-        address = (
-            f"{properties.pci_domain_id:08x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0".encode()
-        )
-        self._check(self._nvml.nvmlDeviceGetHandleByPciBusId_v2(address, ctypes.byref(self._handle)))
-
-    def joules(self) -> float:
-        """Energy since the driver was loaded."""
-        millijoules = ctypes.c_ulonglong()
-        self._check(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle, ctypes.byref(millijoules)))
-        return millijoules.value / 1e3
-
-    def clock_mhz(self) -> int:
-        """The SM clock now."""
-        clock = ctypes.c_uint()
-        self._check(self._nvml.nvmlDeviceGetClockInfo(self._handle, CLOCK_SM, ctypes.byref(clock)))
-        return clock.value
-
-    @staticmethod
-    def _check(status: int) -> None:
-        if status != 0:
-            raise OSError(f"NVML answered {status}")
+def power_meter(device: torch.device) -> NvmlDevice:
+    """NVML's counters of a torch device, found by its PCI address. Raises: OSError where NVML is missing."""
+    properties: Any = torch.cuda.get_device_properties(device)
+    address = f"{properties.pci_domain_id:08x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
+    return Nvml().device(address)
 
 
 def sustained(
-    fn: Callable[[], object], flops: float, meter: PowerMeter, *, seconds: float = SECONDS
+    fn: Callable[[], object], flops: float, meter: NvmlDevice, *, seconds: float = SECONDS
 ) -> dict[str, float]:
     """Runs fn() for `seconds` on the current CUDA stream, draining the queue every CALLS_BETWEEN_READINGS calls.
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.masks import compact
-from benchmarks.peers.problem import Problem, missing, split_diagonal, without_cuda
+from prism_gen.bench.peers.problem import missing, split_diagonal, without_cuda
 from prism_gen.runtime.selection import diagonal_blocks
+from prism_gen.verify.masks import compact
+from prism_gen.verify.problem import Problem
 
 TILE_ROWS, TILE_KEYS = (128, 64), (128, 64)  # what the kernel was run with on an H200, the larger first
 KV_STAGES = 2  # fixed in interface.py
@@ -73,7 +74,7 @@ def _sparse_call(
     from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch  # noqa: PLC0415 optional peers import lazily
     from flash_attn.cute.interface import _flash_attn_fwd  # noqa: PLC0415
 
-    from benchmarks.peers.fa4_mask import causal  # noqa: PLC0415
+    from prism_gen.bench.peers.fa4_mask import causal  # noqa: PLC0415
 
     (partial_indices, partial_counts), (full_indices, full_counts) = (compact(mask, unused=0) for mask in masks)
     rows_per_position = q.shape[1] // problem.q.shape[1]

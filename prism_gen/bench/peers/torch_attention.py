@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.masks import compact
-from benchmarks.peers.problem import Problem, split_diagonal
+from prism_gen.bench.peers.problem import split_diagonal
+from prism_gen.verify.masks import compact
+from prism_gen.verify.problem import Problem
 
 
 def prepare_sdpa(backend: str) -> Callable[[Problem], Callable[[], Tensor]]:

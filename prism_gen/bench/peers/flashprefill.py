@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.peers.problem import Problem, without_cuda
+from prism_gen.bench.peers.problem import without_cuda
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.selection import visible_blocks
+from prism_gen.verify.problem import Problem
 
 # The tile of every sm90 kernel of its tile_size.h: packed rows (position * group_size + head) by keys.
 TILE_ROWS, TILE_KEYS = 128, 64

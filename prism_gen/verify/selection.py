@@ -17,12 +17,12 @@ from prism_gen.runtime import reference
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.reference_pool import pool as pool_blocks
 from prism_gen.runtime.selection import Selection, visible_blocks
-from tools.check import oracle
-from tools.check.buffers import GUARD_INT, Guarded, guarded
-from tools.check.kernels import Kernel, bands_of, of_family
-from tools.check.pooling import find_pool, launch_pool
-from tools.check.report import Findings, Group, Report
-from tools.check.select_cases import FUSED_CASES, QUICK_SELECT_CASES, SELECT_CASES, SelectCase
+from prism_gen.verify import oracle
+from prism_gen.verify.buffers import GUARD_INT, Guarded, guarded
+from prism_gen.verify.kernels import Kernel, bands_of, of_family
+from prism_gen.verify.pooling import find_pool, launch_pool
+from prism_gen.verify.report import Findings, Group, Report, Trial
+from prism_gen.verify.select_cases import FUSED_CASES, QUICK_SELECT_CASES, SELECT_CASES, SelectCase
 
 PROBS_L1_TOLERANCE = 1e-4  # a row's sum of |p - exact|: fp32 logits of magnitude 20, ex2.approx, rounding to 2^-30
 
@@ -64,10 +64,10 @@ class Lists:
             raise ValueError(f"block_indices lie in {int(listed.min())}..{int(listed.max())}, of {grid.num_k_blocks}")
         rising = (indices[..., 1:] > indices[..., :-1]) | ~used[..., 1:]
         found.require(bool(rising.all()), "block_indices do not rise")
-        found.require(bool((indices[~used] == GUARD_INT).all()), "wrote behind a row's count")
+        found.require(bool((indices[~used] == GUARD_INT).all()), "wrote behind a row's count", "bounds")
         guards = (self.block_indices, self.block_counts, self.wanted_counts)
-        found.require(all(buffer.intact() for buffer in guards), "wrote outside the lists")
-        found.require(self.probs is None or self.probs.intact(), "wrote outside probs")
+        found.require(all(buffer.intact() for buffer in guards), "wrote outside the lists", "bounds")
+        found.require(self.probs is None or self.probs.intact(), "wrote outside probs", "bounds")
         return Selection(indices, counts, grid).block_mask()
 
 
@@ -125,7 +125,7 @@ def judge_select(found: Findings, kernel: Kernel, case: SelectCase, scored: Scor
     found.require(differing == 0, f"{differing} rows differ from the reference on identical scores")
     plain = launch_select(kernel, case, scored, thresholds, probs=False)
     same = torch.equal(plain.mask(found, grid), mask)
-    found.require(same, "the lists change between two launches, or when probs is not asked for")
+    found.require(same, "the lists change between two launches, or when probs is not asked for", "repeat")
     exact_probs = reference.band_probs(
         *exact, bands=bands_of(kernel.problem), grid=grid, calibrate_by=case.rules.calibration
     )
@@ -151,7 +151,7 @@ def judge_fused(found: Findings, case: SelectCase, probs: Tensor, mask: Tensor, 
     chosen = reference.cut(probs, thresholds, grid)
     unexplained = oracle.rows_off_the_cut(chosen, exact_probs, thresholds, grid).any(-2) & differing
     found.figures["unexplained_rows"] = int(unexplained.sum())
-    found.require(not bool(unexplained.any()), "rows differ from float64 away from any cut-off")
+    found.require(not bool(unexplained.any()), "rows differ from float64 away from any cut-off", "ties")
 
 
 def check_fused(pool: Kernel, select: Kernel, case: SelectCase, device: torch.device) -> Findings:
@@ -166,17 +166,27 @@ def check_fused(pool: Kernel, select: Kernel, case: SelectCase, device: torch.de
     return found
 
 
+def trials(kernel: Kernel, device: torch.device, *, quick: bool) -> Iterator[Trial]:
+    """One select kernel on given means."""
+    for case in QUICK_SELECT_CASES if quick else SELECT_CASES:
+        yield Trial(kernel.name, str(case), partial(check_select, kernel, case, device))
+
+
+def fused_trials(
+    kernels: list[Kernel], select: Kernel, dtype: torch.dtype, device: torch.device, *, quick: bool
+) -> Iterator[Trial]:
+    """One select kernel behind the pool of its bands, on tokens of `dtype`."""
+    for case in FUSED_CASES[:2] if quick else FUSED_CASES:
+        pool = find_pool(kernels, select, (case.block_size_q, case.block_size_k), dtype)
+        if pool is not None:
+            name = f"{select.name}-from-{dtype}-tokens"
+            yield Trial(name, str(case), partial(check_fused, pool, select, case, device))
+
+
 def run(kernels: list[Kernel], report: Report, *, quick: bool) -> None:
     """Every select kernel on given means, then pool and select together on tokens."""
     for kernel in of_family(kernels, "select"):
-        group = Group(report, kernel.name)
-        for case in QUICK_SELECT_CASES if quick else SELECT_CASES:
-            group.case(str(case), partial(check_select, kernel, case, report.device))
-        group.close()
+        Group(report, kernel.name).run(trials(kernel, report.device, quick=quick))
         for dtype in sorted({pool.dtype for pool in of_family(kernels, "pool")}, key=str):
-            group = Group(report, f"{kernel.name}-from-{dtype}-tokens")
-            for case in FUSED_CASES[:2] if quick else FUSED_CASES:
-                pool = find_pool(kernels, kernel, (case.block_size_q, case.block_size_k), dtype)
-                if pool is not None:
-                    group.case(str(case), partial(check_fused, pool, kernel, case, report.device))
-            group.close()
+            fused = fused_trials(kernels, kernel, dtype, report.device, quick=quick)
+            Group(report, f"{kernel.name}-from-{dtype}-tokens").run(fused)

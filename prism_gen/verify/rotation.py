@@ -5,6 +5,7 @@ Owns rotate's raw signature on the side of the checks, its tables and what a rig
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -13,11 +14,11 @@ from torch import Tensor
 from prism_gen.families.pool import BLOCK_SIZES
 from prism_gen.runtime.reference_pool import granules_per_block, pool_chunk
 from prism_gen.runtime.reference_rotate import rotate
-from tools.check.buffers import Guarded, guarded, guarded_like
-from tools.check.cases import QUICK_CASES, RAGGED, Case
-from tools.check.kernels import Kernel, bands_of, of_family
-from tools.check.pooling import Pooled, judge
-from tools.check.report import Findings, Group, Report
+from prism_gen.verify.buffers import Guarded, guarded, guarded_like
+from prism_gen.verify.cases import QUICK_CASES, RAGGED, Case
+from prism_gen.verify.kernels import Kernel, bands_of, of_family
+from prism_gen.verify.pooling import Pooled, judge
+from prism_gen.verify.report import Findings, Group, Report, Trial
 
 THETA = 500000.0  # Llama-3.1's
 STARTS = (0, 100)  # keys before the chunk: none, and some that end inside a granule of a block
@@ -56,13 +57,13 @@ def check_rotate(
     kernel.launch(q, k, cos, sin, *views, *pooled.views, *block_sizes, start, tail, tail_out.view)
     for name, out, wanted in zip(("q_out", "k_out"), outs, rotated, strict=True):
         found.require(out.view.equal(wanted), f"{name} has other bits than the reference's rotation")
-        found.require(out.intact(), f"wrote outside {name}")
+        found.require(out.intact(), f"wrote outside {name}", "bounds")
     judge_pooled(found, kernel, rotated, pooled, block_sizes, start, tail)
     end = start + k.shape[1]
     untouched = end % size == 0
     wanted_tail = pool_chunk(rotated[1], size, bands_of(problem), start=start, tail=tail).tail
     found.require(untouched or tail_out.view.equal(wanted_tail), "tail_out is not the last block's sums")
-    found.require(tail_out.intact(), "wrote outside tail_out")
+    found.require(tail_out.intact(), "wrote outside tail_out", "bounds")
     if kernel.alone is not None:
         check_alone(found, kernel, (q, k), (cos, sin), rotated)
     return found
@@ -90,7 +91,7 @@ def judge_pooled(
         scale = x if given is None else torch.cat([x.flatten().float(), given.flatten()])
         judge(found, name, scale, ours, (exact.mean, exact.energy))
     for name, output in pooled.outputs.items():
-        found.require(output.intact(), f"wrote outside {name}")
+        found.require(output.intact(), f"wrote outside {name}", "bounds")
 
 
 def check_alone(
@@ -105,17 +106,20 @@ def check_alone(
         kernel.alone(*views, *tables, *views)
     for name, copy, wanted in zip("qk", copies, rotated, strict=True):
         found.require(copy.view.equal(wanted), f"{name} rotated in place has other bits than the reference's rotation")
-        found.require(copy.intact(), f"wrote outside {name}")
+        found.require(copy.intact(), f"wrote outside {name}", "bounds")
+
+
+def trials(kernel: Kernel, device: torch.device, *, quick: bool) -> Iterator[Trial]:
+    """One rotate kernel on pool's cases, block sizes in turn."""
+    pairs = [(q, k) for q in BLOCK_SIZES for k in BLOCK_SIZES]
+    for i, case in enumerate(QUICK_CASES[:3] if quick else RAGGED):
+        for start in STARTS:
+            sizes = pairs[(i + start) % len(pairs)]
+            check = partial(check_rotate, kernel, case, device, start=start, block_sizes=sizes)
+            yield Trial(kernel.name, f"{case}-after{start}-{sizes[0]}x{sizes[1]}", check)
 
 
 def run(kernels: list[Kernel], report: Report, *, quick: bool) -> None:
     """Every rotate kernel on pool's cases, block sizes in turn; one line of progress a kernel."""
-    pairs = [(q, k) for q in BLOCK_SIZES for k in BLOCK_SIZES]
     for kernel in of_family(kernels, "rotate"):
-        group = Group(report, kernel.name)
-        for i, case in enumerate(QUICK_CASES[:3] if quick else RAGGED):
-            for start in STARTS:
-                sizes = pairs[(i + start) % len(pairs)]
-                check = partial(check_rotate, kernel, case, report.device, start=start, block_sizes=sizes)
-                group.case(f"{case}-after{start}-{sizes[0]}x{sizes[1]}", check)
-        group.close()
+        Group(report, kernel.name).run(trials(kernel, report.device, quick=quick))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.peers.problem import Problem
+from prism_gen.verify.problem import Problem
 
 Call = Callable[[], Any]
 BLOCKS = ((128, 128), (64, 64))

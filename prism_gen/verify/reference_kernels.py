@@ -6,12 +6,14 @@ answers or make inputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from prism_gen import rope
+from prism_gen.errors import UnsupportedError
 from prism_gen.families import AttendProblem, PoolProblem, RotateProblem, SelectProblem
 from prism_gen.model import RopeSpec, SelectionSpec
 from prism_gen.runtime import reference
@@ -21,7 +23,8 @@ from prism_gen.runtime.reference_rotate import rotate
 from prism_gen.runtime.rules import SelectRules
 from prism_gen.runtime.selection import Selection
 from prism_gen.schedules import kernel_spec
-from tools.check.kernels import Kernel, bands_of
+from prism_gen.spec import KernelSpec, Problem
+from prism_gen.verify.kernels import Kernel, bands_of
 
 # The head dims and block sizes the reference stands in for: a small set that still takes every code path of a check.
 REFERENCE_DTYPES = ("bf16", "fp16")
@@ -58,12 +61,26 @@ def reference_kernels() -> list[Kernel]:
         for dtype in REFERENCE_DTYPES
         for q, k, heads_per_list in REFERENCE_BLOCKS
     ]
-    return [
-        *(Kernel(kernel_spec("pool", "sm90", p), _ReferencePool(p)) for p in pools),
-        *(_reference_rotate(p) for p in rotates),
-        Kernel(kernel_spec("select", "sm90", select), _ReferenceSelect(select), lambda *_: 0),
-        *(Kernel(kernel_spec("attend", "sm90", p), _ReferenceAttend(p)) for p in attends),
-    ]
+    problems: dict[str, Sequence[Problem]] = {"pool": pools, "rotate": rotates, "select": [select], "attend": attends}
+    return [reference_kernel(kernel_spec(family, "sm90", p)) for family, some in problems.items() for p in some]
+
+
+def reference_kernel(spec: KernelSpec) -> Kernel:
+    """The reference in the place of one kernel. Raises: UnsupportedError for a family whose signature it lacks."""
+    problem = spec.problem
+    if spec.family == "pool":
+        return Kernel(spec, _ReferencePool(problem))
+    if spec.family == "rotate":
+        return _reference_rotate(spec)
+    if spec.family == "select":
+        return Kernel(spec, _ReferenceSelect(problem), lambda *_: 0)
+    if spec.family == "attend":
+        return Kernel(spec, _ReferenceAttend(problem))
+    raise UnsupportedError(
+        f"no plain-torch stand-in for a kernel of the family {spec.family!r}",
+        exists="pool, rotate, select, attend",
+        fix="add one to prism_gen/verify/reference_kernels.py",
+    )
 
 
 class _ReferencePool:
@@ -110,8 +127,9 @@ class _ReferencePool:
             tail_out.copy_(chunk.tail)
 
 
-def _reference_rotate(problem: RotateProblem) -> Kernel:
+def _reference_rotate(spec: KernelSpec) -> Kernel:
     """reference_rotate.rotate and reference_pool behind rotate's two raw signatures."""
+    problem: RotateProblem = spec.problem
     pooling = _ReferencePool(problem)
 
     def alone(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, q_out: Tensor, k_out: Tensor) -> None:
@@ -122,7 +140,7 @@ def _reference_rotate(problem: RotateProblem) -> Kernel:
         alone(q, k, cos, sin, q_out, k_out)
         pooling(q_out, k_out, *pooled)
 
-    return Kernel(kernel_spec("rotate", "sm90", problem), launch, alone=alone)
+    return Kernel(spec, launch, alone=alone)
 
 
 class _ReferenceSelect:

@@ -6,7 +6,7 @@ Owns pool's raw signature on the side of the checks, and what a right answer is.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from prism_gen.families.pool import BLOCK_SIZES
 from prism_gen.runtime.reference_pool import granules_per_block, pool
-from tools.check import oracle
-from tools.check.buffers import Guarded, guarded
-from tools.check.cases import QUICK_CASES, RAGGED, Case
-from tools.check.kernels import Kernel, bands_of, of_family
-from tools.check.report import Findings, Group, Report
+from prism_gen.verify import oracle
+from prism_gen.verify.buffers import Guarded, guarded
+from prism_gen.verify.cases import QUICK_CASES, RAGGED, Case
+from prism_gen.verify.kernels import Kernel, bands_of, of_family
+from prism_gen.verify.report import Findings, Group, Report, Trial
 
 # fp32 sums of up to 128 values, whatever their order: 128 * 2^-24 of the largest value at the very worst.
 MEAN_TOLERANCE = 2e-6  # of the largest |x|
@@ -85,9 +85,9 @@ def check_pool(
     first, second = (launch_pool(kernel, q, k, block_sizes) for _ in range(LAUNCHES))
     bits = [[view.view(torch.int32) for view in pooled.views] for pooled in (first, second)]
     same = all(torch.equal(a, b) for a, b in zip(*bits, strict=True))
-    found.require(same, "two launches differ")
+    found.require(same, "two launches differ", "repeat")
     for name, output in first.outputs.items():
-        found.require(output.intact(), f"wrote outside {name}")
+        found.require(output.intact(), f"wrote outside {name}", "bounds")
     for name, x, mean, energy, size in zip("qk", (q, k), first.views[::2], first.views[1::2], block_sizes, strict=True):
         judge(found, name, x, (mean, energy), pool(x.double(), size, bands_of(kernel.problem)))
         by_reference, _ = pool(x, size, bands_of(kernel.problem))
@@ -125,21 +125,25 @@ def check_chunks(kernel: Kernel, case: Case, device: torch.device, *, block_size
     found.figures["chunks"] = len(ends) - 1
     for name, ours, one_launch in (("mean", mean, whole.k_mean), ("energy", energy, whole.k_energy)):
         found.require(ours.view[:, :, :blocks].equal(one_launch.view), f"{name} differs from one launch")
-        found.require(bool(ours.view[:, :, blocks:].isnan().all()), f"{name} was written past the last block")
-        found.require(ours.intact(), f"wrote outside {name}")
-    found.require(all(tail.intact() for tail in tails), "wrote outside a tail")
+        found.require(bool(ours.view[:, :, blocks:].isnan().all()), f"{name} was written past the last block", "bounds")
+        found.require(ours.intact(), f"wrote outside {name}", "bounds")
+    found.require(all(tail.intact() for tail in tails), "wrote outside a tail", "bounds")
     return found
+
+
+def trials(kernel: Kernel, device: torch.device, *, quick: bool) -> Iterator[Trial]:
+    """One pool kernel on its cases, block sizes in turn."""
+    pairs = [(q, k) for q in BLOCK_SIZES for k in BLOCK_SIZES]
+    for i, case in enumerate(QUICK_CASES[:3] if quick else RAGGED):
+        for sizes in pairs[i % 2 :: 4] if quick else pairs:
+            whole = partial(check_pool, kernel, case, device, block_sizes=sizes)
+            yield Trial(kernel.name, f"{case}-{sizes[0]}x{sizes[1]}", whole)
+        for size in BLOCK_SIZES:
+            chunks = partial(check_chunks, kernel, case, device, block_size=size)
+            yield Trial(kernel.name, f"{case}-chunks{size}", chunks)
 
 
 def run(kernels: list[Kernel], report: Report, *, quick: bool) -> None:
     """Every pool kernel on its cases, block sizes in turn; one line of progress a kernel."""
-    pairs = [(q, k) for q in BLOCK_SIZES for k in BLOCK_SIZES]
     for kernel in of_family(kernels, "pool"):
-        group = Group(report, kernel.name)
-        for i, case in enumerate(QUICK_CASES[:3] if quick else RAGGED):
-            for sizes in pairs[i % 2 :: 4] if quick else pairs:
-                check: Callable[[], Findings] = partial(check_pool, kernel, case, report.device, block_sizes=sizes)
-                group.case(f"{case}-{sizes[0]}x{sizes[1]}", check)
-            for size in BLOCK_SIZES:
-                group.case(f"{case}-chunks{size}", partial(check_chunks, kernel, case, report.device, block_size=size))
-        group.close()
+        Group(report, kernel.name).run(trials(kernel, report.device, quick=quick))

@@ -15,7 +15,8 @@ import torch
 
 from prism_gen import rope
 from prism_gen.families import PoolProblem, RotateProblem, SelectProblem
-from prism_gen.runtime.load import load_bundle
+from prism_gen.manifest import KernelEntry
+from prism_gen.runtime.load import Bundle, load_bundle
 from prism_gen.spec import KernelSpec
 
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,7 +36,7 @@ class Kernel:
     @property
     def name(self) -> str:
         """For people and records: family and problem."""
-        return f"{self.spec.family}-{self.spec.problem.label()}"
+        return kernel_name(self.spec)
 
     @property
     def problem(self) -> Any:
@@ -46,6 +47,11 @@ class Kernel:
     def dtype(self) -> torch.dtype:
         """Element type of q, k, v; select's means come from either, so it takes bf16 inputs."""
         return TORCH_DTYPES[getattr(self.problem, "dtype", "bf16")]
+
+
+def kernel_name(spec: KernelSpec) -> str:
+    """What records call a kernel: family and problem."""
+    return f"{spec.family}-{spec.problem.label()}"
 
 
 def of_family(kernels: list[Kernel], family: str) -> list[Kernel]:
@@ -64,10 +70,12 @@ def bundle_kernels(path: Path) -> list[Kernel]:
     Raises: BundleError as load_bundle and Bundle.module do.
     """
     bundle = load_bundle(path)
-    kernels = []
-    for entry in bundle.manifest.kernels:
-        module = bundle.module(entry)
-        scratch = module.get_function("scratch_floats") if entry.spec.family == "select" else None
-        alone = module.get_function("rotate_only") if entry.spec.family == "rotate" else None
-        kernels.append(Kernel(entry.spec, module.get_function(entry.spec.family), scratch, alone))
-    return kernels
+    return [bundle_kernel(bundle, entry) for entry in bundle.manifest.kernels]
+
+
+def bundle_kernel(bundle: Bundle, entry: KernelEntry) -> Kernel:
+    """One kernel of a loaded bundle, opened. Raises: BundleError as Bundle.module does."""
+    module = bundle.module(entry)
+    scratch = module.get_function("scratch_floats") if entry.spec.family == "select" else None
+    alone = module.get_function("rotate_only") if entry.spec.family == "rotate" else None
+    return Kernel(entry.spec, module.get_function(entry.spec.family), scratch, alone)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from functools import partial
 
-from benchmarks.peers import fa4, flashprefill
-from benchmarks.peers.prism import prepare_prism, prism_estimate, prism_unavailable
-from benchmarks.peers.problem import Peer, Problem, split_diagonal, with_prefix, without_cuda
-from benchmarks.peers.torch_attention import prepare_flex, prepare_sdpa
+from prism_gen.bench.peers import fa4, flashprefill
+from prism_gen.bench.peers.prism import prepare_prism, prism_estimate, prism_unavailable
+from prism_gen.bench.peers.problem import Peer, split_diagonal, with_prefix, without_cuda
+from prism_gen.bench.peers.torch_attention import prepare_flex, prepare_sdpa
+from prism_gen.verify.problem import Problem
 
 __all__ = ["Peer", "Problem", "attend_peers", "prism_estimate", "prism_unavailable", "split_diagonal"]
 

@@ -30,6 +30,11 @@ def token_mask(block_mask: Tensor, grid: BlockGrid) -> Tensor:
     return mask & (torch.arange(grid.seqlen_k, device=mask.device) <= query)
 
 
+def causal_mask(grid: BlockGrid, device: torch.device) -> Tensor:
+    """Keys each query sees in dense causal attention, bool [seqlen_q, seqlen_k]."""
+    return torch.ones(grid.seqlen_q, grid.seqlen_k, dtype=torch.bool, device=device).tril(grid.prefix)
+
+
 def _heads_first(x: Tensor, group_size: int) -> Tensor:
     return x.transpose(1, 2).repeat_interleave(group_size, 1)
 

@@ -5,17 +5,18 @@ Owns what a right answer of attend is. Must not know where kernels come from.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from benchmarks.masks import compact
-from tools.check import oracle, pooling, rotation
-from tools.check.buffers import Guarded, guarded, guarded_like
-from tools.check.cases import ATTEND_CASES, QUICK_CASES, Case
-from tools.check.kernels import Kernel, of_family
-from tools.check.report import Findings, Group, Report
+from prism_gen.verify import oracle, pooling, rotation
+from prism_gen.verify.buffers import Guarded, guarded, guarded_like
+from prism_gen.verify.cases import ATTEND_CASES, QUICK_CASES, Case
+from prism_gen.verify.kernels import Kernel, of_family
+from prism_gen.verify.masks import compact
+from prism_gen.verify.report import Aspect, Findings, Group, Report, Trial
 
 LSE_TOLERANCE = 1e-4  # absolute, plus the same share of |lse| / 10: fp32 scores, ex2.approx and lg2.approx
 LAUNCHES = 2  # the second must give the same bits
@@ -41,18 +42,23 @@ def check_attend(kernel: Kernel, case: Case, device: torch.device) -> Findings:
         kernel.launch(q, k, v, out.view, lse_view, indices, counts, scale, counter)
         found.require(int(counter) == 0, f"tile_counter was left at {int(counter)}")
         results.append([t.clone() for t in (out.view, lse_view) if t is not None])
-    found.require(_same_bits(results[0], results[1]), "two launches differ")
-    found.require(out.intact(), "wrote outside out")
-    found.require(lse is None or lse.intact(), "wrote outside lse")
+    found.require(_same_bits(results[0], results[1]), "two launches differ", "repeat")
+    found.require(out.intact(), "wrote outside out", "bounds")
+    found.require(lse is None or lse.intact(), "wrote outside lse", "bounds")
     mask = oracle.token_mask(block_mask.repeat_interleave(problem.heads_per_list, 1), grid)
+    if case.mask == "all":  # dense attention, by a mask that knows no blocks
+        mask = oracle.causal_mask(grid, device).expand_as(mask)
     exact, exact_lse = oracle.attend(q, k, v, mask, scale)
-    _judge_out(found, out.view, exact, oracle.torch_attend(q, k, v, mask, scale))
+    judge_out(
+        found, out.view, exact, oracle.torch_attend(q, k, v, mask, scale), "dense" if case.mask == "all" else "answer"
+    )
     if lse is not None:
         _judge_lse(found, lse, exact_lse)
     return found
 
 
-def _judge_out(found: Findings, out: Tensor, exact: Tensor, from_torch: Tensor) -> None:
+def judge_out(found: Findings, out: Tensor, exact: Tensor, from_torch: Tensor, aspect: Aspect) -> None:
+    """out against float64, torch's error on the same inputs as the measure."""
     torch_error = oracle.max_abs(from_torch.double() - exact)
     error = oracle.max_abs(out.double() - exact)
     limit = oracle.error_limit(torch_error)
@@ -61,7 +67,7 @@ def _judge_out(found: Findings, out: Tensor, exact: Tensor, from_torch: Tensor) 
     found.figures["torch_error"] = torch_error
     found.figures["share_of_limit"] = error / limit
     found.figures["relative_error"] = float((out.double() - exact).norm()) / norm if norm > 0 else error
-    found.require(error <= limit, f"error {error:.3g} is above {limit:.3g}, torch's own is {torch_error:.3g}")
+    found.require(error <= limit, f"error {error:.3g} is above {limit:.3g}, torch's own is {torch_error:.3g}", aspect)
 
 
 def _judge_lse(found: Findings, lse: Guarded, exact: Tensor) -> None:
@@ -83,13 +89,16 @@ def _same_bits(first: tuple[Tensor, ...] | list[Tensor], second: tuple[Tensor, .
     )
 
 
+def trials(kernel: Kernel, device: torch.device, *, quick: bool) -> Iterator[Trial]:
+    """One attend kernel on its cases."""
+    shared = (case.shared_by(kernel.problem.heads_per_list) for case in (QUICK_CASES if quick else ATTEND_CASES))
+    for case in dict.fromkeys(shared):
+        yield Trial(kernel.name, str(case), partial(check_attend, kernel, case, device))
+
+
 def run(kernels: list[Kernel], report: Report, *, quick: bool) -> None:
     """Every pool, rotate and attend kernel on its cases; one line of progress a kernel."""
     pooling.run(kernels, report, quick=quick)
     rotation.run(kernels, report, quick=quick)
     for kernel in of_family(kernels, "attend"):
-        group = Group(report, kernel.name)
-        shared = (case.shared_by(kernel.problem.heads_per_list) for case in (QUICK_CASES if quick else ATTEND_CASES))
-        for case in dict.fromkeys(shared):
-            group.case(str(case), partial(check_attend, kernel, case, report.device))
-        group.close()
+        Group(report, kernel.name).run(trials(kernel, report.device, quick=quick))

@@ -1,0 +1,78 @@
+"""`prism_gen build`: the kernels that models need, as a bundle.
+
+Owns the command's options and its last line. Must not import torch.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from prism_gen.build import build as build_bundle
+from prism_gen.cli.options import (
+    DEFAULT_CACHE,
+    ArchNames,
+    BlockSize,
+    Cache,
+    DTypeName,
+    Jobs,
+    ModelConfigs,
+    Nvcc,
+    load_models,
+    split,
+)
+from prism_gen.compile import default_jobs
+from prism_gen.console import BuildProgress
+from prism_gen.errors import ConfigError
+from prism_gen.model import ModelSpec
+from prism_gen.toolchain import find_toolchain
+
+
+def _default_out(models: list[ModelSpec]) -> Path:
+    if len(models) > 1:
+        raise ConfigError("several models need a name for their bundle", fix="add --out generated/NAME")
+    return Path("generated") / models[0].name.replace("/", "--")
+
+
+def build(
+    model_config: ModelConfigs,
+    arch: ArchNames = "sm90",
+    block_size: BlockSize = None,
+    dtype: DTypeName = None,
+    out: Annotated[Path | None, typer.Option(help="Bundle directory. Default: generated/MODEL.")] = None,
+    jobs: Jobs = None,
+    nvcc: Nvcc = None,
+    cache: Cache = DEFAULT_CACHE,
+) -> None:
+    """Build the kernels that a model needs into a bundle. Needs nvcc, but neither torch nor a GPU.
+
+    A second build of the same inputs takes what is in the cache; several models may share one bundle.
+
+    Example: `python -m prism_gen build -m config.json --block-size 128x128,128x64 --out generated/qwen3`
+    """
+    started = time.monotonic()
+    models = load_models(model_config, block_size, dtype)
+    out = out or _default_out(models)
+    toolchain = find_toolchain(nvcc=nvcc, cache=cache)
+    console = Console()
+    with BuildProgress(console) as progress:
+        manifest = build_bundle(
+            models,
+            archs=split(arch, "--arch"),
+            out=out,
+            cache=cache,
+            toolchain=toolchain,
+            jobs=jobs or default_jobs(),
+            report=progress,
+        )
+    console.print(
+        f"bundle {out}: {len(manifest.kernels)} kernels ({progress.compiled} compiled, {progress.reused} unchanged) "
+        f"in {time.monotonic() - started:.1f} s; see inside: python -m prism_gen inspect {out}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

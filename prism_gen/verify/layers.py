@@ -1,0 +1,55 @@
+"""A model's layer through PrismAttention: what a user calls, judged as its kernels are.
+
+Owns which calls are tried. Must not know how stages compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from prism_gen.model import ModelSpec
+from prism_gen.runtime.attention import PrismAttention
+from prism_gen.runtime.checks import TORCH_DTYPES
+from prism_gen.runtime.selection import Selection
+from prism_gen.verify import oracle
+from prism_gen.verify.cases import Case
+from prism_gen.verify.numerics import judge_out
+from prism_gen.verify.report import Findings, Trial
+
+LENGTHS = ((1, 1), (300, 300), (129, 1000))  # tokens of q and of k: one, a ragged prompt, a chunk behind a prefix
+
+
+def check_call(attention: PrismAttention, case: Case, device: torch.device) -> Findings:
+    """The call against float64 on its own selection, its stages one by one, and every block selected against dense."""
+    found, model = Findings(), attention.model
+    q, k, v = case.qkv(model.head_dim, TORCH_DTYPES[model.dtype], device)
+    out = attention(q, k, v)
+    selection = attention.select(attention.pool(q, k))
+    again, _ = attention.attend(q, k, v, selection)
+    found.require(torch.equal(out, again), "the call and its stages one by one differ", "repeat")
+    scale, shared = attention.softmax_scale, model.heads_per_list
+    chosen = oracle.token_mask(selection.block_mask().repeat_interleave(shared, 1), selection.grid)
+    exact, _ = oracle.attend(q, k, v, chosen, scale)
+    judge_out(found, out, exact, oracle.torch_attend(q, k, v, chosen, scale), "answer")
+    everything = Selection.all_visible(selection.grid, case.batch, case.num_q_heads // shared, device)
+    dense, _ = attention.attend(q, k, v, everything)
+    causal = oracle.causal_mask(selection.grid, device).expand_as(chosen)
+    exact, _ = oracle.attend(q, k, v, causal, scale)
+    judge_out(found, dense, exact, oracle.torch_attend(q, k, v, causal, scale), "dense")
+    return found
+
+
+def layer_name(model: ModelSpec, block_size: tuple[int, int]) -> str:
+    """What records call the layers of a model at one block size."""
+    return f"{model.name}-{block_size[0]}x{block_size[1]}"
+
+
+def layer_trials(attention: PrismAttention, device: torch.device) -> Iterator[Trial]:
+    """The calls of one layer, with the heads of one KV group."""
+    model = attention.model
+    for i, (seqlen_q, seqlen_k) in enumerate(LENGTHS):
+        case = Case(seqlen_q, seqlen_k, model.num_q_heads // model.num_kv_heads, 1, batch=1 + i % 2)
+        yield Trial(layer_name(model, attention.block_size), str(case), partial(check_call, attention, case, device))
