@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prism_gen
+from prism_gen.integrations.pretrained import load_pretrained
 
 LOGIT_TOKENS = 1024  # whose logits are held at once
 SHOWN_TOKENS = 12  # of a prompt's end
@@ -41,15 +41,6 @@ class Reading(NamedTuple):
     perplexity: float
     needle: tuple[float, float] | None
     seconds: float
-
-
-def load(weights: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Model and tokenizer from a GGUF file, a folder, or a name."""
-    path = Path(weights)
-    source = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
-    folder = str(path.parent) if source else weights
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **source).to(device).eval()
-    return model, AutoTokenizer.from_pretrained(folder, **source)
 
 
 def read_prompt(path: Path, tokenizer: Any, tokens: int | None) -> Prompt:
@@ -111,8 +102,8 @@ def main() -> None:
     add("--new-tokens", type=int, default=24)
     add("--dtype", default="bfloat16" if torch.cuda.is_available() else "float32")
     options = parser.parse_args()
-    device = torch.device("cuda" if options.bundle else "cpu")
-    model, tokenizer = load(options.weights, device, getattr(torch, options.dtype))
+    device = "cuda" if options.bundle else "cpu"
+    model, tokenizer = load_pretrained(options.weights, dtype=getattr(torch, options.dtype), device=device)
     prompt = read_prompt(options.text, tokenizer, options.tokens)
 
     show("dense", read(model, prompt))
