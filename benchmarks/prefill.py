@@ -22,10 +22,12 @@ from torch import Tensor
 
 import prism_gen
 from benchmarks.prefill_model import QKV, Clock, dense_kernels, first_token, heads_second, random_model
-from benchmarks.timing import MIN_RUNS, emit, environment, measure
+from prism_gen.bench.timing import MIN_RUNS, measure
 from prism_gen.runtime import PrismAttention, load_bundle
+from prism_gen.runtime.environment import environment
 from prism_gen.runtime.results import Stats
 from prism_gen.runtime.thresholds import Thresholds
+from prism_gen.verify.report import emit
 
 CHOOSING_TOKENS = 32768  # where the dense kernels are compared: long enough for their order at any length
 LEAST = 1e-9  # a share so small that the band of low frequencies adds one block a row

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers.masking_utils import AttentionMaskInterface
 
-from benchmarks.peers.problem import missing
+from prism_gen.bench.peers.problem import missing
 from prism_gen.integrations.layer import prism_attention
 from prism_gen.integrations.lazy_mask import prism_mask
 
