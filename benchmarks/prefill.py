@@ -138,7 +138,8 @@ class Bench:
         self.enabled = prism_gen.enable(model, load_bundle(bundle))
         self.attentions = [layer.attention for layer in self.enabled.layers if layer.attention is not None]
         for attention in self.attentions:
-            attention.backend._rules = replace(attention.backend._rules, cut="density")
+            backend: Any = attention.backend
+            backend._rules = replace(backend._rules, cut="density")
         self.prism = self.clock.register_prism()
 
     def report(self, **record: Any) -> None:
