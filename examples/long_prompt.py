@@ -109,10 +109,13 @@ def main() -> None:
     show("dense", read(model, prompt))
     if options.prism:
         model.config.prism = json.loads(options.prism)  # as if the published config.json had said so
-    enabled = prism_gen.enable(model, bundle=options.bundle, backend="cuda" if options.bundle else "reference")
+    backend = "cuda" if options.bundle else "reference"
+    enabled = prism_gen.enable(model, bundle=options.bundle, backend=backend, keep_stats=True)
     model.set_attn_implementation("prism")
     print(enabled)
     show("prism", read(model, prompt))
+    densities = [density for density in enabled.densities() if density is not None]
+    print(f"selected {sum(densities) / len(densities):.4f} of the visible blocks, mean over layers")
 
     question, answer = ask(prompt)
     ids = question.to(device)

@@ -30,7 +30,7 @@ def test_replay_gives_the_attention_of_the_model(tmp_path):
     q, k, v, layer = read_qkv(files[1])
     assert (files[1].name, layer) == ("layer1.safetensors", 1)
     assert (q.shape, k.shape, v.shape) == ((2, 70, 4, 32), (2, 70, 2, 32), (2, 70, 2, 32))
-    spec = prism_gen.integrations.describe.describe(model, bundle=None, selection=None, exact=True)
+    spec = prism_gen.integrations.describe.describe(model, dtype="bf16", bundle=None, selection=None)
     attention = PrismAttention(
         None, spec, layer, backend="reference", block_size=BLOCKS, high_threshold=1.0, low_threshold=1.0
     )

@@ -242,6 +242,20 @@ def test_the_bundle_says_how_a_model_of_its_shape_selects(model, make_bundle):
     assert enabled.layers[0].attention.block_size == (64, 64)
 
 
+@torch.no_grad()
+def test_densities_are_those_of_the_last_pass():
+    model = tiny("gemma3_text")
+    enabled = enable(model, 1.0, keep_stats=True)
+    assert enabled.densities() == [None, None]
+    padding = torch.ones(2, 64, dtype=torch.int64)
+    padding[0, :20] = 0
+    model(token_ids(2, 64), attention_mask=padding)
+    assert enabled.densities() == [None, 1.0]
+    enabled = enable(model, 0.2, keep_stats=True)
+    model(token_ids(2, 64), attention_mask=padding)
+    assert 0.1 < enabled.densities()[1] < 1
+
+
 def test_enabling_again_starts_anew():
     model = tiny()
     first = enable(model)
