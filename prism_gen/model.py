@@ -21,6 +21,7 @@ BandMode = Literal["paper", "spectrum"]
 CalibrationMode = Literal["sequence", "prefix"]
 LayerKind = Literal["full", "sliding"]
 Share = Literal["head", "group"]
+CutKind = Literal["top_p", "top_k", "density"]
 EstimatorName = Literal["paper", "subblock", "auto"]
 Reduce = Literal["max", "mean"]
 
@@ -93,6 +94,9 @@ class SelectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     "subblock" by means of sub-blocks (sub_block_*, reduce, exclude_forced, threshold are its fields), "auto" likewise
     with sizes from the RoPE spectrum. sub_block_q, sub_block_k: tokens, 4, 8 or 16; None: 8, or what "auto" derives.
     reduce: over the sub-rows of a query block. exclude_forced: the threshold counts the mass beside the forced blocks.
+    top_k, density: what the distributions of a row keep instead of reaching the thresholds: so many key blocks each, or
+    such a share (0, 1] of the visible ones; at most one of the two. max_blocks: capacity of a list, at least the forced
+    blocks of any row; a row that wants more keeps the strongest that fit. None: every key block fits.
     Raises: ConfigError if a value is out of range.
     """
 
@@ -113,6 +117,9 @@ class SelectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     reduce: Reduce = "max"
     exclude_forced: bool = False
     threshold: float = 0.94
+    top_k: int | None = None
+    density: float | None = None
+    max_blocks: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("high_freq_dim", "low_freq_dim"):
@@ -131,6 +138,22 @@ class SelectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         if any(size <= 0 for pair in self.block_sizes for size in pair):
             raise _bad("block_sizes", list(self.block_sizes), "positive token counts", 'give for example ["128x128"]')
         self._check_sub_blocks()
+        self._check_cut()
+
+    @property
+    def cut(self) -> CutKind:
+        """What a row's distributions are cut by."""
+        return "top_k" if self.top_k is not None else "density" if self.density is not None else "top_p"
+
+    def _check_cut(self) -> None:
+        if self.top_k is not None and self.density is not None:
+            raise _bad("density", self.density, f"None beside top_k, which is {self.top_k}", "keep one of the two")
+        for name in ("top_k", "max_blocks"):
+            count: int | None = getattr(self, name)
+            if count is not None and count < 1:
+                raise _bad(name, count, "a number of key blocks, at least 1", "raise it, or leave it out")
+        if self.density is not None and not 0 < self.density <= 1:  # also refuses NaN
+            raise _bad("density", self.density, "a share of the visible blocks in (0, 1]", "give for example 0.1")
 
     def _check_sub_blocks(self) -> None:
         for side, name in enumerate(("sub_block_q", "sub_block_k")):
@@ -188,6 +211,11 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def heads_per_list(self) -> int:
         """q heads that share one list of blocks."""
         return self.group_size if self.selection.share == "group" else 1
+
+    @property
+    def num_lists(self) -> int:
+        """Lists of blocks that a query block has."""
+        return self.num_q_heads // self.heads_per_list
 
     @property
     def num_layers(self) -> int:

@@ -92,12 +92,12 @@ class PrismAttention:
         """Checked thresholds on the device, for calls that use others than the defaults.
 
         high, low (the paper's estimator), threshold (subblock): one number, or one per list of blocks (of the model or
-        of a shard: q heads, or KV heads with share "group"), in (0, 1]; None takes the model's.
+        a shard: q heads, or KV heads with share "group"), in (0, 1], or blocks with top_k; None takes the model's.
         Synchronises, so make them before capturing a graph. Raises: TensorError for NaN, out of range, a wrong length,
         or another estimator's.
         """
         named = choose_thresholds(self.model.selection, high=high, low=low, threshold=threshold)
-        return make_thresholds(named, self.model.num_q_heads // self.model.heads_per_list, self.device)
+        return make_thresholds(named, self.model.num_lists, self.device, self.model.selection.cut)
 
     @overload
     def __call__(
