@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
+from torch import nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
@@ -111,7 +113,6 @@ def enable(
     options: dict[str, Any] = {
         "block_size": block_size,
         "backend": backend,
-        "device": model.device if backend == "cuda" else None,
         "high_threshold": high_threshold,
         "low_threshold": low_threshold,
         "threshold": threshold,
@@ -120,7 +121,9 @@ def enable(
     layers, statements = [], []
     for index in sorted(index for index in modules if index >= 0):
         why_dense = _why_dense(spec, index, backend, block_size) if spec else refusal
-        attention = PrismAttention(opened, spec, index, **options) if spec and not why_dense else None
+        attention = None
+        if spec and not why_dense:
+            attention = PrismAttention(opened, spec, index, device=_device(modules[index][0]), **options)
         layer = _layer(index, attention, why_dense, name, min_queries, keep_stats=keep_stats)
         layers.append(layer)
         statements.append(LayerStatement(index, why_dense, _kernel_names(attention)))
@@ -129,6 +132,12 @@ def enable(
     for module in modules.get(NOT_CAUSAL, ()):
         PrismLayer(NOT_CAUSAL, None, why_dense="not causal").attach(module)
     return Enabled(name, backend, statements, layers)
+
+
+def _device(module: nn.Module) -> torch.device | None:
+    """Where a layer's weights are, so that a model may lie on several GPUs; None for weights that come from elsewhere."""
+    device = next((parameter.device for parameter in module.parameters()), None)
+    return device if device is not None and device.type == "cuda" else None
 
 
 def _layer(
