@@ -103,13 +103,7 @@ def enable(
             f"{type(model).__name__} has no causal attention layer with a layer_idx",
             fix="give a decoder of transformers 5, such as AutoModelForCausalLM loads",
         )
-    dtype = kernel_dtype(model, exact=backend == "reference")
-    spec: ModelSpec | None = None
-    refusal = ""
-    try:
-        spec = describe(model, dtype=dtype, bundle=opened, selection=selection)
-    except UnsupportedError as error:
-        refusal = error.asked.removeprefix(where(model))
+    spec, refusal = _describe_or_refuse(model, backend=backend, bundle=opened, selection=selection)
     options: dict[str, Any] = {
         "block_size": block_size,
         "backend": backend,
@@ -134,8 +128,19 @@ def enable(
     return Enabled(name, backend, statements, layers)
 
 
+def _describe_or_refuse(
+    model: Any, *, backend: str, bundle: Bundle | None, selection: SelectionSpec | None
+) -> tuple[ModelSpec | None, str]:
+    """The model, or None and why none of its layers can run sparse. Raises: UnsupportedError, ConfigError."""
+    dtype = kernel_dtype(model, exact=backend == "reference")
+    try:
+        return describe(model, dtype=dtype, bundle=bundle, selection=selection), ""
+    except UnsupportedError as error:
+        return None, error.asked.removeprefix(where(model))
+
+
 def _device(module: nn.Module) -> torch.device | None:
-    """Where a layer's weights are, so that a model may lie on several GPUs; None for weights that come from elsewhere."""
+    """Where a layer's weights are, so that a model may lie on several GPUs; None where no GPU holds them."""
     device = next((parameter.device for parameter in module.parameters()), None)
     return device if device is not None and device.type == "cuda" else None
 
