@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import prism_gen
-from benchmarks.prefill_model import QKV, Clock, dense_kernels, first_token, heads_second, random_model
+from benchmarks.prefill_model import QKV, Clock, compile_rest, dense_kernels, first_token, heads_second, random_model
 from prism_gen.bench.timing import MIN_RUNS, measure
 from prism_gen.model import SelectionSpec
 from prism_gen.runtime import PrismAttention, load_bundle
@@ -126,9 +126,9 @@ def choose_dense(qkv: QKV) -> tuple[str, dict[str, float]]:
 class Bench:
     """One model on one device, and where its figures go."""
 
-    def __init__(self, model: Any, name: str, bundle: Path, out: TextIO) -> None:
+    def __init__(self, model: Any, bundle: Path, out: TextIO, facts: dict[str, Any]) -> None:
         self.model, self.out = model, out
-        self.facts = {"section": "prefill", "model": name, "layers": model.config.num_hidden_layers}
+        self.facts = {"section": "prefill", **facts}
         self.clock = Clock()
         self.enabled = prism_gen.enable(model, load_bundle(bundle), selection=SelectionSpec(density=1.0))
         self.attentions = [layer.attention for layer in self.enabled.layers if layer.attention is not None]
@@ -212,14 +212,19 @@ def main() -> None:
     parser.add_argument("--lengths", default="8192,32768,131072", help="tokens, comma-separated")
     parser.add_argument("--densities", default="0.10,0.23")
     parser.add_argument("--layers", type=int, help="fewer layers, to try things out")
+    parser.add_argument("--compile-rest", action="store_true", help="torch.compile the norms and MLPs")
     parser.add_argument("--out", type=Path, help="JSON lines, appended to")
     parser.add_argument("--commit", help="for a copy of the tree without .git")
     arguments = parser.parse_args()
     device = torch.device("cuda", torch.cuda.current_device())
     model = random_model(arguments.model_config, device, num_layers=arguments.layers)
+    if arguments.compile_rest:
+        compile_rest(model)
+    rest = "compiled" if arguments.compile_rest else "eager"
     with Path(arguments.out or os.devnull).open("a", encoding="utf-8") as out:
         emit({"section": "environment", **environment(device, commit=arguments.commit)}, out=out, echo=False)
-        bench = Bench(model, arguments.model_config.stem, arguments.bundle, out)
+        facts = {"model": arguments.model_config.stem, "layers": model.config.num_hidden_layers, "rest": rest}
+        bench = Bench(model, arguments.bundle, out, facts)
         print(bench.enabled)
         bench.run([int(x) for x in arguments.lengths.split(",")], [float(x) for x in arguments.densities.split(",")])
 

@@ -37,6 +37,17 @@ def random_model(config: Path, device: torch.device, *, num_layers: int | None =
     return model.eval()
 
 
+def compile_rest(model: Any) -> None:
+    """torch.compile for the norms and MLPs of every layer, whose many small kernels are most of what is not a product.
+
+    One graph serves all layers and, after the second, all lengths.
+    """
+    for layer in model.get_decoder().layers:
+        for module in layer.modules():
+            if type(module).__name__.endswith(("RMSNorm", "MLP")):
+                module.compile(dynamic=True)
+
+
 def heads_second(qkv: QKV) -> QKV:
     """[batch, heads, tokens, head_dim] as [batch, tokens, heads, head_dim], and back."""
     q, k, v = (x.transpose(1, 2) for x in qkv)
