@@ -15,6 +15,7 @@ from prism_gen.errors import UnsupportedError
 from prism_gen.model import ModelSpec, SelectionSpec
 from prism_gen.model_config import parse_model_config
 from prism_gen.runtime.load import Bundle
+from prism_gen.runtime.resolve import ranges
 
 NOT_CAUSAL = -1  # stands for the layer index of encoders and cross-attention
 KERNEL_DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -93,14 +94,3 @@ def sentences(statements: list[LayerStatement]) -> str:
         what = f"dense, {why_dense}" if why_dense else f"sparse prefill, {', '.join(kernels)}"
         lines.append(f"  layer{'s' if len(layers) > 1 else ''} {ranges(layers)}: {what}")
     return "\n".join(lines)
-
-
-def ranges(numbers: list[int]) -> str:
-    """Rising numbers as ranges: 0-4, 6, 8-9."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
