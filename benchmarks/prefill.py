@@ -22,11 +22,12 @@ from torch import Tensor
 import prism_gen
 from benchmarks.prefill_model import QKV, Clock, compile_rest, dense_kernels, first_token, heads_second, random_model
 from prism_gen.bench.timing import MIN_RUNS, measure
-from prism_gen.model import SelectionSpec
+from prism_gen.model import EstimatorName, SelectionSpec
 from prism_gen.runtime import PrismAttention, load_bundle
 from prism_gen.runtime.environment import environment
 from prism_gen.runtime.results import Stats
 from prism_gen.runtime.thresholds import Thresholds
+from prism_gen.sub_blocks import SubBlocks
 from prism_gen.verify.report import emit
 
 CHOOSING_TOKENS = 32768  # where the dense kernels are compared: long enough for their order at any length
@@ -83,13 +84,20 @@ def capture_layer(model: Any, ids: Tensor, clock: Clock, layer: int) -> QKV:
     return kept[0]
 
 
+def shares(attention: PrismAttention, share: float) -> Thresholds:
+    """Of the visible blocks, the share that one distribution keeps; the paper's second adds as little as it can."""
+    if isinstance(attention.scoring, SubBlocks):
+        return attention.make_thresholds(threshold=share)
+    return attention.make_thresholds(share, LEAST)
+
+
 def share_for(attention: PrismAttention, qkv: QKV, density: float) -> tuple[Thresholds, float]:
     """Thresholds with which a layer selects `density` of the visible blocks, forced ones included, and what it does."""
     pooled = attention.pool(*qkv[:2])
     low, high = LEAST, 1.0
     for _ in range(SEARCH_STEPS):
         middle = (low + high) / 2
-        thresholds = attention.make_thresholds(middle, LEAST)
+        thresholds = shares(attention, middle)
         found = float(Stats.of(attention.select(pooled, thresholds=thresholds)).density.mean())
         low, high = (middle, high) if found < density else (low, middle)
     return thresholds, found
@@ -126,11 +134,14 @@ def choose_dense(qkv: QKV) -> tuple[str, dict[str, float]]:
 class Bench:
     """One model on one device, and where its figures go."""
 
-    def __init__(self, model: Any, bundle: Path, out: TextIO, facts: dict[str, Any]) -> None:
+    def __init__(
+        self, model: Any, bundle: Path, out: TextIO, facts: dict[str, Any], estimator: EstimatorName = "paper"
+    ) -> None:
         self.model, self.out = model, out
         self.facts = {"section": "prefill", **facts}
         self.clock = Clock()
-        self.enabled = prism_gen.enable(model, load_bundle(bundle), selection=SelectionSpec(density=1.0))
+        selection = SelectionSpec(density=1.0, estimator=estimator)
+        self.enabled = prism_gen.enable(model, load_bundle(bundle), selection=selection)
         self.attentions = [layer.attention for layer in self.enabled.layers if layer.attention is not None]
         self.prism = self.clock.register_prism()
 
@@ -160,7 +171,7 @@ class Bench:
         """With every block selected the logits are dense attention's. Raises: SystemExit where they are not."""
         self.model.set_attn_implementation(dense)
         exact = first_token(self.model, ids).float()
-        self.select(self.attentions[0].make_thresholds(1.0, 1.0))
+        self.select(shares(self.attentions[0], 1.0))
         self.model.set_attn_implementation(self.prism)
         error = float((first_token(self.model, ids).float() - exact).norm() / exact.norm())
         self.report(what="all_selected_against_dense", tokens=ids.shape[1], relative_error=round(error, 5))
@@ -211,6 +222,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True, help="kernels of the model at blocks of 128x128")
     parser.add_argument("--lengths", default="8192,32768,131072", help="tokens, comma-separated")
     parser.add_argument("--densities", default="0.10,0.23")
+    parser.add_argument("--estimator", default="paper", choices=("paper", "subblock"))
     parser.add_argument("--layers", type=int, help="fewer layers, to try things out")
     parser.add_argument("--compile-rest", action="store_true", help="torch.compile the norms and MLPs")
     parser.add_argument("--out", type=Path, help="JSON lines, appended to")
@@ -224,7 +236,8 @@ def main() -> None:
     with Path(arguments.out or os.devnull).open("a", encoding="utf-8") as out:
         emit({"section": "environment", **environment(device, commit=arguments.commit)}, out=out, echo=False)
         facts = {"model": arguments.model_config.stem, "layers": model.config.num_hidden_layers, "rest": rest}
-        bench = Bench(model, arguments.bundle, out, facts)
+        facts["estimator"] = arguments.estimator
+        bench = Bench(model, arguments.bundle, out, facts, arguments.estimator)
         print(bench.enabled)
         bench.run([int(x) for x in arguments.lengths.split(",")], [float(x) for x in arguments.densities.split(",")])
 
