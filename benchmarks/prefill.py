@@ -33,7 +33,7 @@ from prism_gen.verify.report import emit
 CHOOSING_TOKENS = 32768  # where the dense kernels are compared: long enough for their order at any length
 LEAST = 1e-9  # a share so small that the band of low frequencies adds one block a row
 SEARCH_STEPS = 14  # halvings of [0, 1]: finer than one block in 1024
-SECONDS_A_FIGURE = 4.0  # of repeated passes; long passes are repeated twice, short ones seven times
+CHECK_TOKENS = 8192  # of the comparison with every block selected
 STAGE_CALLS = 4  # back to back, so that no launch gap is in a stage's time
 MAX_ERROR = 0.05  # of logits, all blocks selected against dense: bf16 noise through all layers (.014 in 4 layers)
 HEADING = " tokens      variant   TTFT ms   attn ms    rest  x e2e x attn ceiling"
@@ -49,13 +49,16 @@ class Figure(NamedTuple):
     peak_gib: float
 
 
-def timed_passes(model: Any, ids: Tensor, clock: Clock) -> Figure:
-    """Time to first token and its attention part. The caller has run a pass of this length, so memory is at hand."""
+def timed_passes(model: Any, ids: Tensor, clock: Clock, seconds: float) -> Figure:
+    """Time to first token and its attention part: passes until `seconds` are spent, at most MIN_RUNS.
+
+    The caller has run a pass of this length, so memory is at hand.
+    """
     device = ids.device
     torch.cuda.reset_peak_memory_stats(device)
     walls: list[float] = []
     layers: list[list[float]] = []
-    while len(walls) < 2 or (len(walls) < MIN_RUNS and sum(walls) < SECONDS_A_FIGURE * 1e3):
+    while len(walls) < MIN_RUNS and sum(walls) < seconds * 1e3:
         start = time.perf_counter()
         first_token(model, ids)
         layers.append(clock.take_ms())
@@ -135,10 +138,19 @@ class Bench:
     """One model on one device, and where its figures go."""
 
     def __init__(
-        self, model: Any, bundle: Path, out: TextIO, facts: dict[str, Any], estimator: EstimatorName = "paper"
+        self,
+        model: Any,
+        bundle: Path,
+        out: TextIO,
+        facts: dict[str, Any],
+        *,
+        estimator: EstimatorName,
+        seconds: float,
     ) -> None:
+        """seconds: of repeated passes behind a figure."""
         self.model, self.out = model, out
         self.facts = {"section": "prefill", **facts}
+        self.seconds = seconds
         self.clock = Clock()
         selection = SelectionSpec(density=1.0, estimator=estimator)
         self.enabled = prism_gen.enable(model, load_bundle(bundle), selection=selection)
@@ -162,7 +174,7 @@ class Bench:
         dense, times = choose_dense(capture_layer(self.model, ids[:, :CHOOSING_TOKENS], self.clock, 0))
         self.report(what="dense_choice", tokens=CHOOSING_TOKENS, chosen=dense, ms=times)
         name = self.clock.register_dense(dense, dense_kernels()[dense])
-        self.check(ids[:, : min(lengths)], name)
+        self.check(ids[:, :CHECK_TOKENS], name)
         print(HEADING)
         for tokens in lengths:
             self.length(ids[:, :tokens], name, dense, densities)
@@ -183,14 +195,14 @@ class Bench:
         tokens = ids.shape[1]
         self.model.set_attn_implementation(dense)
         qkv = capture_layer(self.model, ids, self.clock, len(self.attentions) // 2)
-        exact = timed_passes(self.model, ids, self.clock)
+        exact = timed_passes(self.model, ids, self.clock, self.seconds)
         self.line(tokens, label, exact, exact)
         self.model.set_attn_implementation(self.prism)
         before = self.enabled.sparse_runs()
         for density in densities:
             thresholds, found = share_for(self.attentions[0], qkv, density)
             self.select(thresholds)
-            sparse = timed_passes(self.model, ids, self.clock)
+            sparse = timed_passes(self.model, ids, self.clock, self.seconds)
             self.line(
                 tokens, f"sparse {found:.3f}", sparse, exact, density=found, stages=stage_ms(self.attentions[0], qkv)
             )
@@ -223,6 +235,7 @@ def main() -> None:
     parser.add_argument("--lengths", default="8192,32768,131072", help="tokens, comma-separated")
     parser.add_argument("--densities", default="0.10,0.23")
     parser.add_argument("--estimator", default="paper", choices=("paper", "subblock"))
+    parser.add_argument("--seconds", type=float, default=8.0, help="of repeated passes behind a figure")
     parser.add_argument("--layers", type=int, help="fewer layers, to try things out")
     parser.add_argument("--compile-rest", action="store_true", help="torch.compile the norms and MLPs")
     parser.add_argument("--out", type=Path, help="JSON lines, appended to")
@@ -237,7 +250,8 @@ def main() -> None:
         emit({"section": "environment", **environment(device, commit=arguments.commit)}, out=out, echo=False)
         facts = {"model": arguments.model_config.stem, "layers": model.config.num_hidden_layers, "rest": rest}
         facts["estimator"] = arguments.estimator
-        bench = Bench(model, arguments.bundle, out, facts, arguments.estimator)
+        chosen = {"estimator": arguments.estimator, "seconds": arguments.seconds}
+        bench = Bench(model, arguments.bundle, out, facts, **chosen)
         print(bench.enabled)
         bench.run([int(x) for x in arguments.lengths.split(",")], [float(x) for x in arguments.densities.split(",")])
 
