@@ -1,4 +1,4 @@
-"""The command line: build | inspect | explain | doctor | run | verify | calibrate, one file each.
+"""The command line: build | inspect | explain | doctor | capture | run | verify | calibrate, one file each.
 
 Owns the list of commands, and turns a PrismError into words and exit status 1. No command imports torch before it is
 called, so that building needs neither torch nor a GPU.
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from prism_gen.cli.build import build
 from prism_gen.cli.calibrate import calibrate
+from prism_gen.cli.capture import capture
 from prism_gen.cli.doctor import doctor
 from prism_gen.cli.explain import explain
 from prism_gen.cli.inspect import inspect
@@ -23,7 +24,7 @@ from prism_gen.cli.verify import verify
 from prism_gen.console import print_error
 from prism_gen.errors import PrismError
 
-COMMANDS = (build, inspect, explain, doctor, run, verify, calibrate)  # in the order of --help
+COMMANDS = (build, inspect, explain, doctor, capture, run, verify, calibrate)  # in the order of --help
 
 app = typer.Typer(
     no_args_is_help=True,

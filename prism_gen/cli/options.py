@@ -63,11 +63,14 @@ def load_models(paths: list[Path], block_size: str | None, dtype: str | None) ->
 def runtime_packages(command: str) -> Iterator[None]:
     """Around a command's late imports of torch and what comes with it, so that building needs none of them.
 
-    Raises: UnsupportedError with the fix where a package of the extra `runtime` is not installed.
+    Raises: UnsupportedError with the fix where a package of the extras `runtime` and `transformers` is not installed.
     """
     try:
         yield
     except ModuleNotFoundError as error:
+        if error.name == "transformers":
+            fix = "pip install 'prism-gen[transformers]'"
+            raise UnsupportedError(f"{command} needs transformers, which is not installed", fix=fix) from None
         if error.name not in RUNTIME_PACKAGES:
             raise
         fix = "pip install torch 'prism-gen[runtime]', with the torch build for your CUDA; doctor shows the rest"

@@ -25,6 +25,9 @@ def verify(
     device: Annotated[str | None, typer.Option(help="Such as `cuda:1`. Default: the current one.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few cases a kernel: seconds instead of a minute.")] = False,
     only: Annotated[str, typer.Option(help="Part of a kernel's or a model's name, such as `attend`.")] = "",
+    qkv: Annotated[
+        list[Path] | None, typer.Option(help="Also try layers on this file of real q, k, v; repeatable.")
+    ] = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML for CI.")] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write every case as JSON lines.")] = None,
     case_timeout: Annotated[float, typer.Option(help="Seconds after which a case counts as hung.")] = CASE_TIMEOUT_S,
@@ -45,6 +48,7 @@ def verify(
         device=device,
         quick=quick,
         only=only,
+        qkv=qkv or (),
         junit=junit,
         json=json,
         case_timeout_s=case_timeout,
