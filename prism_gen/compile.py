@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -47,15 +47,19 @@ class Artifact(Struct, frozen=True, kw_only=True):
 
 
 class Event(Struct, frozen=True, kw_only=True):
-    """Progress: `total` kernels are wanted; then for each, found in the cache, or started and done after `seconds`."""
+    """Progress: `total` kernels are wanted; then for each, found in the cache, or started and done after `seconds`.
 
-    kind: Literal["plan", "hit", "start", "done"]
+    warning: `name` is a sentence for people.
+    """
+
+    kind: Literal["plan", "hit", "start", "done", "warning"]
     name: str = ""
     seconds: float = 0.0
     total: int = 0
 
 
 Report = Callable[[Event], None]
+_T = TypeVar("_T")
 
 
 def default_jobs() -> int:
@@ -86,12 +90,29 @@ class Compiler:
 
         Raises: CompileError for the first kernel that fails; those already running are finished and kept.
         """
+        return self._in_pool(lambda source: self._obtain(source, report), sources, jobs=jobs, report=report)
+
+    def compile_each(self, sources: Sequence[Source], *, jobs: int, report: Report) -> list[Artifact | CompileError]:
+        """As compile_all, but a kernel that fails costs only itself: its error stands in its place."""
+
+        def attempt(source: Source) -> Artifact | CompileError:
+            try:
+                return self._obtain(source, report)
+            except CompileError as error:
+                report(Event(kind="done", name=source.spec.name))
+                return error
+
+        return self._in_pool(attempt, sources, jobs=jobs, report=report)
+
+    def _in_pool(
+        self, obtain: Callable[[Source], _T], sources: Sequence[Source], *, jobs: int, report: Report
+    ) -> list[_T]:
         self._cache.mkdir(parents=True, exist_ok=True)
         self._remove_stale()
         report(Event(kind="plan", total=len(sources)))
         pool = ThreadPoolExecutor(max_workers=jobs)
         try:
-            return list(pool.map(lambda source: self._obtain(source, report), sources))
+            return list(pool.map(obtain, sources))
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             if not isinstance(error, Exception):  # Ctrl-C or SIGTERM: nobody waits for the compilers

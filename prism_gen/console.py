@@ -58,6 +58,8 @@ class BuildProgress:
             elif event.kind == "hit":
                 self.reused += 1
                 self._bar.advance(self._task)
+            elif event.kind == "warning":
+                self._console.print(Text.assemble(("warning: ", "bold yellow"), event.name), soft_wrap=True)
             elif event.kind == "start":
                 self._running.append(event.name)
                 if not self._console.is_terminal:

@@ -16,8 +16,8 @@ LAYERS = (
     {"", "errors", "dtypes", "arch", "files", "provenance"},  # "" is prism_gen itself: its version
     {"rope", "model", "spec"},
     {"families"},
-    {"schedules"},
-    {"hf_config", "hf_layers", "model_config", "specialize", "manifest"},
+    {"schedules", "candidates"},
+    {"hf_config", "hf_layers", "model_config", "specialize", "crossover", "tuning_table", "manifest"},
     {"render", "toolchain", "fingerprint", "gates", "compile"},
     {"build"},
     {"doctor", "console", "explain", "cli"},
