@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from prism_gen.errors import ConfigError
+from prism_gen.explain_selection import print_selection
 from prism_gen.model import ModelSpec, RopeSpec
 from prism_gen.rope import (
     ATTENUATED_LOSS,
@@ -49,7 +50,8 @@ def explain(
     """Prints what the model, or one layer of it, needs and why.
 
     layer: index from 0, or None for the whole model. bundle_keys: keys of the kernels that exist, or None where no
-    bundle was given. Raises: ConfigError if there is no such layer, UnsupportedError as rope.bands does.
+    bundle was given. Raises: ConfigError if there is no such layer, UnsupportedError as rope.bands and
+    sub_blocks do.
     """
     if layer is not None and not 0 <= layer < model.num_layers:
         asked = f"{model.name} has no layer {layer}"
@@ -58,11 +60,12 @@ def explain(
     _print_layers(model, layer, console)
     if layer is not None and model.layer_kinds[layer] != "full":
         return
-    _print_selection(model, console)
-    splits = {pair: _bands_of(model, pair) for pair in model.selection.block_sizes}
-    _print_spectrum(model, splits, console)
-    for pair, split in splits.items():
-        _print_reasons(model, pair, split, console)
+    print_selection(model, console)
+    if model.selection.estimator == "paper":
+        splits = {pair: _bands_of(model, pair) for pair in model.selection.block_sizes}
+        _print_spectrum(model, splits, console)
+        for pair, split in splits.items():
+            _print_reasons(model, pair, split, console)
     _print_kernels(kernels, bundle_keys, console)
 
 
@@ -110,21 +113,6 @@ def _print_layers(model: ModelSpec, layer: int | None, console: Console) -> None
         layers = [i for i, kind in enumerate(model.layer_kinds) if kind == name]
         if layers:
             console.print(f"Layers {_ranges(layers)} ({len(layers)} of {model.num_layers}): {text}.")
-
-
-def _print_selection(model: ModelSpec, console: Console) -> None:
-    selection = model.selection
-    sizes = ", ".join(_times(pair) for pair in selection.block_sizes)
-    always = [
-        *(["key block 0 (force_sink)"] if selection.force_sink else []),
-        *(["the diagonal blocks (force_recent)"] if selection.force_recent else []),
-    ]
-    _heading(console, "Selection")
-    console.print(
-        f"Blocks of q x k tokens: {sizes}. Per row of q blocks and per band, the fewest key blocks whose probabilities "
-        f"sum to {selection.high_freq_threshold:g} (high) and {selection.low_freq_threshold:g} (low); the union of "
-        f"both is attended to. Always kept: {' and '.join(always) or 'nothing'}."
-    )
 
 
 def _print_spectrum(model: ModelSpec, splits: dict[tuple[int, int], Bands], console: Console) -> None:

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from prism_gen.errors import ConfigError
-from prism_gen.model import BandMode, CalibrationMode, Share
+from prism_gen.model import BandMode, CalibrationMode, EstimatorName, Reduce, Share
 
 JsonObject = dict[str, Any]
 BlockSizeValue = str | int | list[int]
@@ -106,6 +106,12 @@ class HFPrism(msgspec.Struct, forbid_unknown_fields=True):
     force_recent: bool | UnsetType = UNSET
     fused_rope: bool | UnsetType = UNSET
     calibration: CalibrationMode | UnsetType = UNSET
+    estimator: EstimatorName | UnsetType = UNSET
+    sub_block_q: int | UnsetType | None = UNSET
+    sub_block_k: int | UnsetType | None = UNSET
+    reduce: Reduce | UnsetType = UNSET
+    exclude_forced: bool | UnsetType = UNSET
+    threshold: float | UnsetType = UNSET
 
 
 def read_json(path: Path) -> JsonObject:

@@ -14,12 +14,15 @@ import msgspec
 from prism_gen.errors import ConfigError
 
 BAND_GRANULE_DIMS = 16  # one MMA k-step; a band is a whole number of them
+SUB_BLOCK_SIZES = (4, 8, 16)  # tokens; finer costs more than it gains, coarser loses what makes it accurate (method.md)
 
 RopeVariant = Literal["none", "default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 BandMode = Literal["paper", "spectrum"]
 CalibrationMode = Literal["sequence", "prefix"]
 LayerKind = Literal["full", "sliding"]
 Share = Literal["head", "group"]
+EstimatorName = Literal["paper", "subblock", "auto"]
+Reduce = Literal["max", "mean"]
 
 
 class RopeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,6 +89,10 @@ class SelectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     thresholds: cumulative probability in (0, 1]; 1 selects every visible block. calibration: "prefix" makes chunked
     prefill select what one call selects. fused_rope: also build the kernel that rotates q and k and pools them in one
     pass.
+    estimator: how blocks are scored: "paper" by bands of block means (bands, *_freq_*, calibration are its fields),
+    "subblock" by means of sub-blocks (sub_block_*, reduce, exclude_forced, threshold are its fields), "auto" likewise
+    with sizes from the RoPE spectrum. sub_block_q, sub_block_k: tokens, 4, 8 or 16; None: 8, or what "auto" derives.
+    reduce: over the sub-rows of a query block. exclude_forced: the threshold counts the mass beside the forced blocks.
     Raises: ConfigError if a value is out of range.
     """
 
@@ -100,22 +107,42 @@ class SelectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     force_recent: bool = True
     fused_rope: bool = False
     calibration: CalibrationMode = "sequence"
+    estimator: EstimatorName = "paper"
+    sub_block_q: int | None = None
+    sub_block_k: int | None = None
+    reduce: Reduce = "max"
+    exclude_forced: bool = False
+    threshold: float = 0.94
 
     def __post_init__(self) -> None:
         for name in ("high_freq_dim", "low_freq_dim"):
             dim: int | None = getattr(self, name)
             if dim is not None and (dim <= 0 or dim % BAND_GRANULE_DIMS):
                 raise _bad(name, dim, f"a positive multiple of {BAND_GRANULE_DIMS} dims", "round it, or leave it out")
-        for name in ("high_freq_threshold", "low_freq_threshold"):
+        for name in ("high_freq_threshold", "low_freq_threshold", "threshold"):
             threshold: float = getattr(self, name)
             if not 0 < threshold <= 1:  # also refuses NaN
-                raise _bad(name, threshold, "a cumulative probability in (0, 1]", "the paper uses 0.95 or 0.93")
+                usual = "sub-blocks of 8 use 0.94" if name == "threshold" else "the paper uses 0.95 or 0.93"
+                raise _bad(name, threshold, "a cumulative probability in (0, 1]", usual)
         if not self.block_sizes:
             raise _bad("block_sizes", [], "at least one pair of q and k tokens", 'give for example ["128x128"]')
         if len(set(self.block_sizes)) != len(self.block_sizes):
             raise _bad("block_sizes", list(self.block_sizes), "each pair once", "remove the repeated pair")
         if any(size <= 0 for pair in self.block_sizes for size in pair):
             raise _bad("block_sizes", list(self.block_sizes), "positive token counts", 'give for example ["128x128"]')
+        self._check_sub_blocks()
+
+    def _check_sub_blocks(self) -> None:
+        for side, name in enumerate(("sub_block_q", "sub_block_k")):
+            size: int | None = getattr(self, name)
+            if size is None:
+                continue
+            if size not in SUB_BLOCK_SIZES:
+                raise _bad(name, size, f"one of {', '.join(map(str, SUB_BLOCK_SIZES))} tokens", "choose one of these")
+            for pair in self.block_sizes:
+                if pair[side] % size:
+                    allowed = f"a divisor of every block size, such as of {pair[side]}"
+                    raise _bad(name, size, allowed, "choose a smaller sub-block, or other block_sizes")
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -20,6 +20,15 @@ from prism_gen.hf_layers import layer_kinds, refuse_unsupported, rope_spec
 from prism_gen.model import ModelSpec, SelectionSpec
 
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
+_PAPER_KEYS = (
+    "bands",
+    "high_freq_dim",
+    "low_freq_dim",
+    "high_freq_threshold",
+    "low_freq_threshold",
+    "calibration",
+)  # keys of `prism` that only the paper's estimator reads
+_SUBBLOCK_KEYS = ("sub_block_q", "sub_block_k", "reduce", "exclude_forced", "threshold")
 
 
 def load_model_config(
@@ -140,9 +149,22 @@ def _selection_spec(hf: HFConfig, block_sizes: Sequence[tuple[int, int]] | None,
     one, several = given.pop("block_size", None), given.pop("block_sizes", None)
     if one is not None and several is not None:
         raise ConfigError(f"{at}block_size and {at}block_sizes are both given", fix="keep one of them")
+    _refuse_unread(given, at)
     with located(at):
         if block_sizes is not None:
             given["block_sizes"] = tuple(block_sizes)
         elif one is not None or several is not None:
             given["block_sizes"] = tuple(parse_block_size(value) for value in (several if one is None else [one]))
         return SelectionSpec(**given)
+
+
+def _refuse_unread(given: dict[str, Any], at: str) -> None:
+    """Raises: ConfigError for a key that the chosen estimator would ignore in silence."""
+    estimator = given.get("estimator", SelectionSpec().estimator)
+    own, others = (_PAPER_KEYS, _SUBBLOCK_KEYS) if estimator == "paper" else (_SUBBLOCK_KEYS, _PAPER_KEYS)
+    for key in others:
+        if key in given:
+            asked = f"{at}{key} is given, and estimator {estimator!r} does not read it"
+            other = "subblock" if estimator == "paper" else "paper"
+            fix = f"remove it, or choose estimator {other!r}"
+            raise ConfigError(asked, exists=", ".join(own), fix=fix)

@@ -15,11 +15,21 @@ from prism_gen.model import ModelSpec
 from prism_gen.rope import Bands, bands, governing_block_size
 from prism_gen.schedules import kernel_spec
 from prism_gen.spec import KernelSpec
+from prism_gen.sub_blocks import SubBlocks, sub_blocks
 
 
 def block_pair_bands(model: ModelSpec, block_size: tuple[int, int]) -> Bands:
     """Bands that pool and select use for one (q, k) block size. Raises: UnsupportedError as rope.bands does."""
     return bands(model.rope, model.head_dim, model.selection, governing_block_size(block_size))
+
+
+def block_pair_scoring(model: ModelSpec, block_size: tuple[int, int]) -> Bands | SubBlocks:
+    """What scores blocks at one (q, k) block size: the paper's bands, or sub-blocks.
+
+    Raises: UnsupportedError as rope.bands and sub_blocks do.
+    """
+    fine = sub_blocks(model.selection, model.rope, model.head_dim, block_size)
+    return block_pair_bands(model, block_size) if fine is None else fine
 
 
 def rotate_problem(model: ModelSpec, split: Bands) -> RotateProblem:
@@ -62,7 +72,10 @@ def specialize(model: ModelSpec, archs: Sequence[str]) -> tuple[KernelSpec, ...]
         arch_row(arch)
         pools, rotates, selects, attends = [], [], [], []
         for pair in model.selection.block_sizes:
-            split = block_pair_bands(model, pair)
+            attends.append(kernel_spec("attend", arch, attend_problem(model, pair)))
+            split = block_pair_scoring(model, pair)
+            if isinstance(split, SubBlocks):  # no kernel scores these yet
+                continue
             high, low = tuple(split.high_dims), tuple(split.low_dims)
             pool = PoolProblem(dtype=model.dtype, head_dim=model.head_dim, high_dims=high, low_dims=low)
             pools.append(kernel_spec("pool", arch, pool))
@@ -70,6 +83,5 @@ def specialize(model: ModelSpec, archs: Sequence[str]) -> tuple[KernelSpec, ...]
                 rotates.append(kernel_spec("rotate", arch, rotate_problem(model, split)))
             select = SelectProblem(head_dim=model.head_dim, high_dims=high, low_dims=low)
             selects.append(kernel_spec("select", arch, select))
-            attends.append(kernel_spec("attend", arch, attend_problem(model, pair)))
         specs += [*pools, *rotates, *selects, *attends]
     return tuple(dict.fromkeys(specs))

@@ -30,7 +30,8 @@ from prism_gen.runtime.pooled_keys import PooledKeys
 from prism_gen.runtime.reference_pool import compute_dtype
 from prism_gen.runtime.results import Output, Stats
 from prism_gen.runtime.selection import Selection
-from prism_gen.runtime.thresholds import ThresholdLike, Thresholds, make_thresholds
+from prism_gen.runtime.thresholds import ThresholdLike, Thresholds, choose_thresholds, make_thresholds
+from prism_gen.sub_blocks import SubBlocks
 
 
 class PrismAttention:
@@ -51,12 +52,14 @@ class PrismAttention:
         device: torch.device | str | int | None = None,
         high_threshold: ThresholdLike | None = None,
         low_threshold: ThresholdLike | None = None,
+        threshold: ThresholdLike | None = None,
     ) -> None:
         """Resolves the kernels.
 
         bundle: None only for backend "reference" with a model. model: a name in the bundle (None: its only model), a
         ModelSpec, or the path of a config.json. block_size: (q, k) tokens, default the model's first. device: for
-        "cuda", default the current one. thresholds: one number or one per list, in (0, 1]; default the model's.
+        "cuda", default the current one. thresholds (high, low of the paper's estimator, else the third): a number or
+        one per list, in (0, 1]; default the model's.
         Raises: BundleError, ConfigError, UnsupportedError, ResolveError, DeviceError, TensorError.
         """
         opened = open_bundle(bundle)
@@ -66,7 +69,7 @@ class PrismAttention:
         check_layer(self.model, layer)
         self.block_size = choose_block_size(self.model, block_size)
         connection = connect(backend, bundle=opened, subject=subject, block_size=self.block_size, device=device)
-        self.backend, self.device, self.resolutions = connection
+        self.backend, self.scoring, self.device, self.resolutions = connection
         own_dtype = TORCH_DTYPES[self.model.dtype]
         self._rules = TensorRules(
             num_q_heads=self.model.num_q_heads,
@@ -77,23 +80,24 @@ class PrismAttention:
             device=self.device,
         )
         self.softmax_scale = self.model.softmax_scale or self.model.head_dim**-0.5
-        self.thresholds = self.make_thresholds(high_threshold, low_threshold)
+        self.thresholds = self.make_thresholds(high_threshold, low_threshold, threshold=threshold)
 
-    def make_thresholds(self, high: ThresholdLike | None = None, low: ThresholdLike | None = None) -> Thresholds:
+    def make_thresholds(
+        self,
+        high: ThresholdLike | None = None,
+        low: ThresholdLike | None = None,
+        *,
+        threshold: ThresholdLike | None = None,
+    ) -> Thresholds:
         """Checked thresholds on the device, for calls that use others than the defaults.
 
-        high, low: one number, or one per list of blocks (of the model or of a shard: q heads, or KV heads with share
-        "group"), in (0, 1]; None takes the model's.
-        Synchronises, so make them before capturing a graph. Raises: TensorError for NaN, out of range or a wrong
-        length.
+        high, low (the paper's estimator), threshold (subblock): one number, or one per list of blocks (of the model or
+        of a shard: q heads, or KV heads with share "group"), in (0, 1]; None takes the model's.
+        Synchronises, so make them before capturing a graph. Raises: TensorError for NaN, out of range, a wrong length,
+        or another estimator's.
         """
-        selection = self.model.selection
-        return make_thresholds(
-            selection.high_freq_threshold if high is None else high,
-            selection.low_freq_threshold if low is None else low,
-            self.model.num_q_heads // self.model.heads_per_list,
-            self.device,
-        )
+        named = choose_thresholds(self.model.selection, high=high, low=low, threshold=threshold)
+        return make_thresholds(named, self.model.num_q_heads // self.model.heads_per_list, self.device)
 
     @overload
     def __call__(
@@ -145,7 +149,8 @@ class PrismAttention:
         """
         grid = check_qkv(q, k, v, self._rules, self.block_size)
         scale = self._scale(softmax_scale)
-        selection = self.select(self._pool(q, k, grid, pooled_keys), thresholds=thresholds)
+        pooled = self._pool(q, k, grid, pooled_keys)
+        selection = self.select(pooled, thresholds=thresholds, softmax_scale=scale)
         out, lse = self.backend.attend(q, k, v, selection, softmax_scale=scale, return_lse=return_lse)
         if not (return_lse or return_stats):
             return out
@@ -162,6 +167,7 @@ class PrismAttention:
             head_dim=self.model.head_dim,
             max_tokens=max_tokens,
             block_size=self.block_size[1],
+            sub_block_size=self.scoring.k if isinstance(self.scoring, SubBlocks) else None,
             device=like.device,
             dtype=compute_dtype(like),
         )
@@ -198,11 +204,19 @@ class PrismAttention:
         q_rotated, pooled = self.backend.rotate_and_pool(BeforeRope(q, k, cos, sin), k_rotated, grid, pooled_keys)
         return Rotated(q_rotated, k_rotated, pooled)
 
-    def select(self, pooled: Pooled, *, thresholds: Thresholds | None = None, with_probs: bool = False) -> Selection:
+    def select(
+        self,
+        pooled: Pooled,
+        *,
+        thresholds: Thresholds | None = None,
+        softmax_scale: float | None = None,
+        with_probs: bool = False,
+    ) -> Selection:
         """Stage 2 alone. with_probs: also the fixed-point probabilities of the cut. Raises: TensorError."""
         chosen = self.thresholds if thresholds is None else thresholds
         rows = chosen.rows(pooled.q_mean.shape[1] // self.model.heads_per_list, pooled.q_mean.device)
-        return self.backend.select(pooled, rows, with_probs=with_probs)
+        scale = self._scale(softmax_scale)
+        return self.backend.select(pooled, rows, softmax_scale=scale, with_probs=with_probs)
 
     def attend(
         self,

@@ -11,20 +11,22 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from prism_gen.rope import Bands
-from prism_gen.runtime import reference
+from prism_gen.runtime import reference, reference_subblock
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.pooled_keys import PooledKeys
 from prism_gen.runtime.reference_pool import pool, pool_chunk
 from prism_gen.runtime.reference_rotate import rotate
 from prism_gen.runtime.rules import PAPER_RULES, SelectRules
 from prism_gen.runtime.selection import Selection
+from prism_gen.sub_blocks import SubBlocks
 
 
 class Pooled(NamedTuple):
     """What select needs of q and k.
 
     *_mean: [batch, num_heads, num_blocks, head_dim]. *_energy: [batch, num_heads, num_blocks, 3]. fp32 (fp64 for fp64
-    inputs).
+    inputs). With the subblock estimator means are of sub-blocks, and energies [batch, num_heads, num_sub_blocks, 0].
+    grid: of the blocks in either case.
     """
 
     q_mean: Tensor
@@ -76,8 +78,12 @@ class Backend(Protocol):
         """
         ...
 
-    def select(self, pooled: Pooled, thresholds: Tensor, *, with_probs: bool) -> Selection:
-        """The chosen blocks; thresholds: fp32 [num_lists, 2] on the device of pooled."""
+    def select(self, pooled: Pooled, thresholds: Tensor, *, softmax_scale: float, with_probs: bool) -> Selection:
+        """The chosen blocks.
+
+        thresholds: fp32 [num_lists, 2], with the subblock estimator [num_lists, 1], on the device of pooled.
+        softmax_scale: of the subblock estimator's logits; the paper's calibrates its own.
+        """
         ...
 
     def attend(
@@ -89,9 +95,9 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class ReferenceBackend:
-    """reference.py on whatever device the tensors are on."""
+    """reference.py on whatever device the tensors are on. scoring: the paper's bands, or sub-blocks."""
 
-    bands: Bands
+    scoring: Bands | SubBlocks
     interleaved: bool
     rules: SelectRules = PAPER_RULES
     name: str = "reference"
@@ -109,33 +115,43 @@ class ReferenceBackend:
         return q, self._pool(q, k, grid, cache)
 
     def _pool(self, q: Tensor, new_k: Tensor, grid: BlockGrid, cache: PooledKeys | None) -> Pooled:
-        q_mean, q_energy = pool(q, grid.block_size_q, self.bands)
+        bands, size_q, size_k = None, grid.block_size_q, grid.block_size_k
+        if isinstance(self.scoring, SubBlocks):
+            size_q, size_k = self.scoring.q, self.scoring.k
+        else:
+            bands = self.scoring
+        q_mean, q_energy = pool(q, size_q, bands)
         if cache is None:
-            k_mean, k_energy = pool(new_k, grid.block_size_k, self.bands)
+            k_mean, k_energy = pool(new_k, size_k, bands)
             return Pooled(q_mean, k_mean, q_energy, k_energy, grid)
         start = cache.num_tokens
         if grid.seqlen_k > start:
-            chunk = pool_chunk(new_k, grid.block_size_k, self.bands, start=start, tail=cache.tail)
-            first = start // grid.block_size_k
-            cache.mean[:, :, first : grid.num_k_blocks] = chunk.mean
-            cache.energy[:, :, first : grid.num_k_blocks] = chunk.energy
+            chunk = pool_chunk(new_k, size_k, bands, start=start, tail=cache.tail)
+            first = start // size_k
+            cache.mean[:, :, first : first + chunk.mean.shape[2]] = chunk.mean
+            cache.energy[:, :, first : first + chunk.mean.shape[2]] = chunk.energy
             cache.next_tail.copy_(chunk.tail)
             cache.advance(grid.seqlen_k)
         k_mean, k_energy = cache.pooled()
         return Pooled(q_mean, k_mean, q_energy, k_energy, grid)
 
-    def select(self, pooled: Pooled, thresholds: Tensor, *, with_probs: bool) -> Selection:
+    def select(self, pooled: Pooled, thresholds: Tensor, *, softmax_scale: float, with_probs: bool) -> Selection:
         """See Backend.select; the probabilities exist anyway and are left out unless asked for."""
-        chosen = reference.select(
-            pooled.q_mean,
-            pooled.k_mean,
-            pooled.q_energy,
-            pooled.k_energy,
-            thresholds,
-            bands=self.bands,
-            grid=pooled.grid,
-            rules=self.rules,
-        )
+        q_mean, k_mean, q_energy, k_energy, grid = pooled
+        if isinstance(self.scoring, SubBlocks):
+            chosen = reference_subblock.select(
+                q_mean,
+                k_mean,
+                thresholds,
+                sub_blocks=self.scoring,
+                grid=grid,
+                softmax_scale=softmax_scale,
+                rules=self.rules,
+            )
+        else:
+            chosen = reference.select(
+                q_mean, k_mean, q_energy, k_energy, thresholds, bands=self.scoring, grid=grid, rules=self.rules
+            )
         return chosen if with_probs else replace(chosen, probs=None)
 
     def attend(

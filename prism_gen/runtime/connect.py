@@ -14,12 +14,14 @@ import torch
 from prism_gen.errors import ConfigError, DeviceError, UnsupportedError
 from prism_gen.model import ModelSpec, SelectionSpec
 from prism_gen.model_config import load_model_config
+from prism_gen.rope import Bands
 from prism_gen.runtime.backend import Backend, ReferenceBackend
 from prism_gen.runtime.cuda import CudaBackend
 from prism_gen.runtime.load import Bundle, load_bundle
 from prism_gen.runtime.resolve import Resolution, build_command, layer_requests, resolve
 from prism_gen.runtime.rules import SelectRules
-from prism_gen.specialize import block_pair_bands
+from prism_gen.specialize import block_pair_scoring
+from prism_gen.sub_blocks import SubBlocks
 
 BackendName = Literal["cuda", "reference"]
 BACKENDS: tuple[BackendName, ...] = ("cuda", "reference")
@@ -34,9 +36,10 @@ class Subject(NamedTuple):
 
 
 class Connection(NamedTuple):
-    """A backend, the device it is bound to (None: any), and how its kernels were chosen."""
+    """A backend, what it scores with, the device it is bound to (None: any), and how its kernels were chosen."""
 
     backend: Backend
+    scoring: Bands | SubBlocks
     device: torch.device | None
     resolutions: tuple[Resolution, ...]
 
@@ -107,11 +110,17 @@ def connect(
     """
     model = subject.model
     rules = model_rules(model.selection)
+    scoring = block_pair_scoring(model, block_size)
     if backend == "reference":
-        bands = block_pair_bands(model, block_size)
-        return Connection(ReferenceBackend(bands, model.rope.interleaved, rules), None, ())
+        return Connection(ReferenceBackend(scoring, model.rope.interleaved, rules), scoring, None, ())
     if backend != "cuda":
         raise UnsupportedError(f"no backend {backend!r}", exists=", ".join(BACKENDS), fix="choose one of these")
+    if isinstance(scoring, SubBlocks):
+        raise UnsupportedError(
+            f"no kernels for estimator {model.selection.estimator!r}",
+            exists="the paper's estimator on cuda; both on the reference backend",
+            fix='choose backend="reference", or estimator "paper"',
+        )
     cuda = cuda_device(device)
     if bundle is None:
         raise ConfigError("the cuda backend was asked for without a bundle of kernels", fix="give the path of a bundle")
@@ -124,7 +133,7 @@ def connect(
         if request is not None
     }
     modules = {name: bundle.module(resolution.entry) for name, resolution in chosen.items()}
-    return Connection(CudaBackend(**modules, rules=rules), cuda, tuple(chosen.values()))
+    return Connection(CudaBackend(**modules, rules=rules), scoring, cuda, tuple(chosen.values()))
 
 
 def model_rules(selection: SelectionSpec) -> SelectRules:

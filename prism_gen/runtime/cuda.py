@@ -89,8 +89,11 @@ class CudaBackend:
         self._rotate_and_pool(*x, q, k_out, *outputs)
         return q, _pooled(outputs, grid, cache)
 
-    def select(self, pooled: Pooled, thresholds: Tensor, *, with_probs: bool) -> Selection:
-        """See Backend.select. What follows a row's block_counts in block_indices is not written."""
+    def select(self, pooled: Pooled, thresholds: Tensor, *, softmax_scale: float, with_probs: bool) -> Selection:
+        """See Backend.select; these kernels score by bands and need no softmax_scale.
+
+        What follows a row's block_counts in block_indices is not written.
+        """
         q_mean, k_mean, q_energy, k_energy, grid = pooled
         rules, device = self._rules, q_mean.device
         batch, num_q_blocks, num_k_blocks = q_mean.shape[0], q_mean.shape[2], k_mean.shape[2]

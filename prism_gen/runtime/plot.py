@@ -35,6 +35,7 @@ COLOURS = {
     "low band only": "#E69F00",
     "both bands": "#1F2A44",
     "forced (sink, diagonal)": "#B9A3C9",
+    "most probable": "#1F2A44",  # of the one distribution of the subblock estimator
 }
 CLASSES = list(COLOURS)
 MASS_COLOURS = ("#EEF0F3", "#B5D0E3", "#5E9AC3", "#235A8C", "#0A1B33")  # one hue, evenly darker: order survives in grey
@@ -56,19 +57,18 @@ class Panel(NamedTuple):
 def classify(selection: Selection, thresholds: Tensor) -> Tensor:
     """Why each block is in or out, as an index into CLASSES; int64 [batch, num_lists, num_q_blocks, num_k_blocks].
 
-    selection: with its probs. thresholds: fp32 [num_lists, 2], those it was selected with.
+    selection: with its probs. thresholds: fp32 [num_lists, bands], those it was selected with.
     """
     assert selection.probs is not None
-    high, low = reference.cut(selection.probs, thresholds, selection.grid).unbind(2)
+    kept = reference.cut(selection.probs, thresholds, selection.grid).unbind(2)
+    reasons = {"most probable": kept[0]}
+    if len(kept) == 2:
+        high, low = kept
+        reasons = {"high band only": high & ~low, "low band only": low & ~high, "both bands": high & low}
     chosen = selection.block_mask()
     visible = visible_blocks(selection.grid, chosen.device)
     classes = visible.long().expand(chosen.shape).clone()
-    for name, where in (
-        ("forced (sink, diagonal)", chosen),
-        ("high band only", high & ~low),
-        ("low band only", low & ~high),
-        ("both bands", high & low),
-    ):
+    for name, where in {"forced (sink, diagonal)": chosen, **reasons}.items():
         classes[where] = CLASSES.index(name)
     return classes
 
@@ -105,14 +105,15 @@ def draw(panels: list[Panel], grid: BlockGrid, *, title: str, subtitle: str, pat
             bar.outline.set_visible(False)
             bar.ax.tick_params(which="both", colors=QUIET, length=2)
             axes[1, 0].set_ylabel("what is selected", color=INK, fontsize=9.5)
-        _write_heading(figure, title, subtitle, height)
+        used = {int(x) for panel in panels for x in np.unique(panel.classes)}
+        _write_heading(figure, title, subtitle, height, [name for i, name in enumerate(CLASSES) if i in used and i])
         figure.savefig(path, facecolor="white")
 
 
-def _write_heading(figure: Figure, title: str, subtitle: str, height: float) -> None:
+def _write_heading(figure: Figure, title: str, subtitle: str, height: float, legend: list[str]) -> None:
     figure.text(0.02, 1 - 0.20 / height, title, fontsize=13, fontweight="bold", va="top")
     figure.text(0.02, 1 - 0.47 / height, subtitle, fontsize=9, color=QUIET, va="top")
-    handles = [Patch(facecolor=COLOURS[name], edgecolor=RULE, linewidth=0.5, label=name) for name in CLASSES[1:]]
+    handles = [Patch(facecolor=COLOURS[name], edgecolor=RULE, linewidth=0.5, label=name) for name in legend]
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, handlelength=1.1, fontsize=9)
 
 

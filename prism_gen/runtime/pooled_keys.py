@@ -16,11 +16,11 @@ from prism_gen.runtime.reference_pool import granules_per_block
 class PooledKeys:
     """Means and energies of the key blocks of a batch of sequences that grow together, for one layer.
 
-    num_tokens: keys pooled so far. mean: [batch, num_kv_heads, max_blocks, head_dim]; energy: [batch, num_kv_heads,
-    max_blocks, 3]; both fp32 (fp64 for the exact reference), of the first num_tokens tokens. A block that these do not
-    complete has the mean of the tokens it has, and the next chunk goes on from its sums: the bits are those that
-    pooling all keys at once gives, whatever the chunks were. Memory: (head_dim + 3) * 4 bytes a block and KV head,
-    0.8 % of a bf16 KV cache at head_dim 128 in blocks of 128.
+    num_tokens: keys pooled so far. mean_tokens: of one mean: a block, or a sub-block. mean: [batch, num_kv_heads,
+    max_means, head_dim]; energy: [batch, num_kv_heads, max_means, 3, or 0 of sub-blocks]; both fp32 (fp64 for the exact
+    reference), of the first num_tokens tokens. A mean whose tokens are not complete is of those that are there, and
+    the next chunk goes on from its sums: the bits are those that pooling all keys at once gives, whatever the chunks
+    were. Memory, as a share of a bf16 KV cache at head_dim 128: 0.8 % in blocks of 128, 12.5 % in sub-blocks of 8.
     """
 
     def __init__(
@@ -31,18 +31,23 @@ class PooledKeys:
         head_dim: int,
         max_tokens: int,
         block_size: int,
+        sub_block_size: int | None = None,
         device: torch.device | None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """An empty cache. max_tokens, block_size: tokens. Use PrismAttention.pooled_keys, which knows the model."""
+        """An empty cache. max_tokens, block_size, sub_block_size (None: means are of whole blocks): tokens.
+
+        Use PrismAttention.pooled_keys, which knows the model.
+        """
         self.block_size = block_size
         self.max_tokens = max_tokens
         self.num_tokens = 0
-        rows = (batch, num_kv_heads, -(-max_tokens // block_size))
+        self.mean_tokens = sub_block_size or block_size
+        rows = (batch, num_kv_heads, -(-max_tokens // self.mean_tokens))
         self.mean = torch.zeros(*rows, head_dim, dtype=dtype, device=device)
-        self.energy = torch.zeros(*rows, 3, dtype=dtype, device=device)
+        self.energy = torch.zeros(*rows, 0 if sub_block_size else 3, dtype=dtype, device=device)
         # A launch reads the sums of the block it goes on with from one and leaves those of its last block in the other.
-        tail = (batch, num_kv_heads, granules_per_block(block_size), head_dim)
+        tail = (batch, num_kv_heads, granules_per_block(self.mean_tokens), head_dim)
         self._tails = torch.zeros(2, *tail, dtype=dtype, device=device)
         self._newest = 0
 
@@ -67,9 +72,9 @@ class PooledKeys:
         self.num_tokens = 0
 
     def pooled(self) -> tuple[Tensor, Tensor]:
-        """Means and energies of the blocks so far, contiguous: [batch, num_kv_heads, num_blocks, head_dim] and 3."""
-        num_blocks = -(-self.num_tokens // self.block_size)
-        return self.mean[:, :, :num_blocks].contiguous(), self.energy[:, :, :num_blocks].contiguous()
+        """mean and energy of the tokens so far, contiguous."""
+        num_means = -(-self.num_tokens // self.mean_tokens)
+        return self.mean[:, :, :num_means].contiguous(), self.energy[:, :, :num_means].contiguous()
 
     def check(self, k: Tensor, grid: BlockGrid) -> None:
         """k [batch, seqlen_k, num_kv_heads, head_dim] must go on where the cache ends, and fit.

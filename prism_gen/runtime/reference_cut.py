@@ -25,7 +25,8 @@ def to_fixed(probs: Tensor) -> Tensor:
 def cut(fixed_probs: Tensor, thresholds: Tensor, grid: BlockGrid, kind: CutKind = "top_p") -> Tensor:
     """The blocks that each row and band keeps: a prefix of its visible blocks in falling order, ties by rising index.
 
-    fixed_probs: int32 [batch, num_lists, 2, num_q_blocks, num_k_blocks]. thresholds: fp32 [num_lists, 2].
+    fixed_probs: int32 [batch, num_lists, bands, num_q_blocks, num_k_blocks], 2 bands of the paper's estimator or 1 of
+    subblock. thresholds: fp32 [num_lists, bands].
     kind "top_p": the shortest prefix whose sum reaches the threshold; 1 or more keeps every visible block.
     "top_k": the first ceil(threshold). "density": the first ceil(threshold * visible blocks), in fp32.
     Returns bool like fixed_probs. Source: method.md step 5, templates/README.md.
@@ -61,10 +62,10 @@ def least_capacity(grid: BlockGrid, rules: SelectRules) -> int:
 def select_from_fixed(
     fixed_probs: Tensor, thresholds: Tensor, grid: BlockGrid, rules: SelectRules = PAPER_RULES
 ) -> Selection:
-    """Union of both bands' cuts with the forced blocks, as compact lists of at most rules.max_blocks.
+    """Union of all bands' cuts with the forced blocks, as compact lists of at most rules.max_blocks.
 
     fixed_probs, thresholds as for cut; the split point on which a kernel's selection is tested. A row whose union is
-    longer than its list falls back: each band keeps the strongest half of the room that the forced blocks leave.
+    longer than its list falls back: each band keeps the strongest of its even share of the room beside forced blocks.
     Raises: TensorError if max_blocks has no room for the forced blocks.
     """
     kept = cut(fixed_probs, thresholds, grid, rules.cut)
@@ -80,7 +81,7 @@ def select_from_fixed(
             exists=f"a capacity of at least {least}, the forced blocks of one row",
             fix="raise max_blocks, or force fewer blocks",
         )
-    room = (rules.max_blocks - forced.sum(-1)) // 2
+    room = (rules.max_blocks - forced.sum(-1)) // kept.shape[2]
     fits = _strongest(kept, fixed_probs, room).any(dim=2) | forced
     mask = torch.where((wanted > rules.max_blocks)[..., None], fits, mask)
     return Selection.from_mask(mask, grid, fixed_probs, wanted_counts=wanted, max_blocks=rules.max_blocks)

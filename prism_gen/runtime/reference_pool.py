@@ -49,12 +49,12 @@ def granules_per_block(block_size: int) -> int:
     return block_size // math.gcd(block_size, GRANULE_TOKENS)
 
 
-def pool(x: Tensor, block_size: int, bands: Bands) -> tuple[Tensor, Tensor]:
+def pool(x: Tensor, block_size: int, bands: Bands | None) -> tuple[Tensor, Tensor]:
     """Mean of each token block, and the energy of each mean.
 
     x: [batch, seqlen, num_heads, head_dim], any strides. block_size: tokens.
     Returns, in the compute dtype, mean [batch, num_heads, num_blocks, head_dim] and energy [batch, num_heads,
-    num_blocks, 3]: the sum of mean**2 over the dims of the high band, of the low band, of all.
+    num_blocks, 3]: the sum of mean**2 over the dims of the high band, of the low band, of all; [..., 0] without bands.
     Tail: a short last block divides by its valid tokens.
     Source: method.md steps 1 and 3.
     """
@@ -62,7 +62,9 @@ def pool(x: Tensor, block_size: int, bands: Bands) -> tuple[Tensor, Tensor]:
     return mean, energy
 
 
-def pool_chunk(x: Tensor, block_size: int, bands: Bands, *, start: int = 0, tail: Tensor | None = None) -> PooledChunk:
+def pool_chunk(
+    x: Tensor, block_size: int, bands: Bands | None, *, start: int = 0, tail: Tensor | None = None
+) -> PooledChunk:
     """pool of a chunk whose first token is token `start` of its sequence.
 
     x: [batch, num_tokens >= 1, num_heads, head_dim]. tail: what the chunk before left, needed where start is inside a
@@ -88,7 +90,8 @@ def pool_chunk(x: Tensor, block_size: int, bands: Bands, *, start: int = 0, tail
     valid = torch.full((num_blocks, 1), float(block_size), dtype=total.dtype, device=x.device)
     valid[-1] = block_size - missing
     mean = total / valid
-    return PooledChunk(mean, energies(mean, bands), sums[:, :, -1])
+    energy = mean.new_zeros(*mean.shape[:-1], 0) if bands is None else energies(mean, bands)
+    return PooledChunk(mean, energy, sums[:, :, -1])
 
 
 def energies(mean: Tensor, bands: Bands) -> Tensor:

@@ -24,7 +24,8 @@ class Selection:
 
     block_indices: [batch, num_lists, num_q_blocks, max_blocks] int32, rising; a row ends after its block_counts.
     block_counts: [batch, num_lists, num_q_blocks] int32. num_lists: num_q_heads, or num_kv_heads where a group shares.
-    probs: None, or [batch, num_lists, 2, num_q_blocks, num_k_blocks] int32, the fixed-point (high, low) probabilities.
+    probs: None, or [batch, num_lists, bands, num_q_blocks, num_k_blocks] int32, the fixed-point probabilities of the
+    paper's (high, low) bands, or of the one distribution of the subblock estimator.
     wanted_counts: None, or int32 like block_counts: the blocks that a row's rule chose. More than max_blocks says that
     the list overflowed and holds the strongest that fit.
     """

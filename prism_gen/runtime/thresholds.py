@@ -1,17 +1,18 @@
-"""Thresholds of the two bands: numbers from a caller to one checked fp32 tensor on the device.
+"""Thresholds of each band: numbers from a caller to one checked fp32 tensor on the device.
 
-Owns their range and layout. Must not know models or kernels.
+Owns their range and layout, and which of them an estimator has. Must not know kernels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from prism_gen.errors import TensorError
+from prism_gen.model import SelectionSpec
 
 ThresholdLike = float | Sequence[float] | Tensor
 
@@ -20,15 +21,15 @@ ThresholdLike = float | Sequence[float] | Tensor
 class Thresholds:
     """Checked thresholds; made by PrismAttention.make_thresholds.
 
-    values: fp32 [num_lists, 2] (high, low). num_lists: q heads, or KV heads where a group shares its list. uniform: all
-    lists have one pair, so any shard of the heads may use it.
+    values: fp32 [num_lists, bands]: (high, low) of the paper's estimator, or the one of subblock. num_lists: q heads,
+    or KV heads where a group shares its list. uniform: all lists have the same, so any shard of the heads may use it.
     """
 
     values: Tensor
     uniform: bool
 
     def rows(self, num_lists: int, device: torch.device) -> Tensor:
-        """fp32 [num_lists, 2] on `device`, without a copy where they are there already.
+        """fp32 [num_lists, bands] on `device`, without a copy where they are there already.
 
         Raises: TensorError where thresholds per list were made for another number of lists.
         """
@@ -41,16 +42,44 @@ class Thresholds:
         return self.values[:num_lists].to(device)
 
 
-def make_thresholds(high: ThresholdLike, low: ThresholdLike, num_lists: int, device: torch.device | None) -> Thresholds:
-    """Checks and places them. high, low: see threshold_column. device: None leaves them on the CPU.
+def choose_thresholds(
+    selection: SelectionSpec,
+    *,
+    high: ThresholdLike | None = None,
+    low: ThresholdLike | None = None,
+    threshold: ThresholdLike | None = None,
+) -> dict[str, ThresholdLike]:
+    """The thresholds that the selection's estimator has, by name: those given, and the model's for the others.
+
+    Raises: TensorError for one that the estimator does not have.
+    """
+    asked = {"high_threshold": high, "low_threshold": low, "threshold": threshold}
+    models: dict[str, ThresholdLike] = {"threshold": selection.threshold}
+    if selection.estimator == "paper":
+        models = {"high_threshold": selection.high_freq_threshold, "low_threshold": selection.low_freq_threshold}
+    for name, value in asked.items():
+        if value is not None and name not in models:
+            raise TensorError(
+                f"{name} is given for estimator {selection.estimator!r}",
+                exists=f"its thresholds: {', '.join(models)}",
+                fix="give one of these, or choose another estimator in the model's selection",
+            )
+    chosen = {name: asked[name] for name in models}
+    return {name: models[name] if value is None else value for name, value in chosen.items()}
+
+
+def make_thresholds(named: Mapping[str, ThresholdLike], num_lists: int, device: torch.device | None) -> Thresholds:
+    """Checks and places them. named: one entry a band; see threshold_column. device: None leaves them on the CPU.
 
     Raises: TensorError for NaN, a value out of range, or lengths that do not fit.
     """
-    columns = [threshold_column(f"{z}_threshold", x, num_lists) for z, x in (("high", high), ("low", low))]
+    columns = [threshold_column(name, value, num_lists) for name, value in named.items()]
     rows = max(map(len, columns))
     if any(len(column) not in (1, rows) for column in columns):
+        (first, *others), lengths = named, list(map(len, columns))
         raise TensorError(
-            f"high_threshold has {len(columns[0])} values, low_threshold {len(columns[1])}",
+            f"{first} has {lengths[0]} values, "
+            + ", ".join(f"{n} {x}" for n, x in zip(others, lengths[1:], strict=True)),
             exists="one value, or one per list of blocks, as many in both",
             fix="give both the same length",
         )
@@ -87,6 +116,6 @@ def threshold_column(name: str, value: ThresholdLike, num_lists: int) -> list[fl
             raise TensorError(
                 f"{name} is {number}{where}",
                 exists="a cumulative probability in (0, 1]; 1 selects every visible block",
-                fix="the paper uses 0.95 for Llama and 0.93 for Qwen",
+                fix="the paper uses 0.95 for Llama and 0.93 for Qwen; sub-blocks of 8 use 0.94",
             )
     return numbers

@@ -119,12 +119,12 @@ def test_stages_launch_what_the_reference_means(
     assert all(a.equal(b) for a, b in zip(chunked[:4], pooled[:4], strict=True))
     num_lists = rules.num_lists(9, 3)
     thresholds = torch.full((num_lists, 2), 0.5)
-    selection = backend.select(pooled, thresholds, with_probs=True)
+    selection = backend.select(pooled, thresholds, softmax_scale=0.2, with_probs=True)
     assert selection.block_indices.shape == (2, num_lists, grid.num_q_blocks, grid.num_k_blocks)
     assert selection.block_counts.equal(exact.block_counts)
     assert selection.block_mask().equal(exact.block_mask())
     assert selection.probs.equal(exact.probs)
-    assert backend.select(pooled, thresholds, with_probs=False).probs is None
+    assert backend.select(pooled, thresholds, softmax_scale=0.2, with_probs=False).probs is None
     out, lse = backend.attend(q, k, v, selection, softmax_scale=0.2, return_lse=True)
     expected, expected_lse = reference.attend(q, k, v, exact, softmax_scale=0.2)
     assert out.equal(expected)

@@ -121,7 +121,7 @@ def test_classes_agree_with_the_selection(sample: dict[str, Tensor], model: Mode
     attention = PrismAttention(None, model, backend="reference")
     selection = attention.select(attention.pool(q, k), with_probs=True)
     classes = classify(selection, attention.thresholds.rows(3, q.device))
-    assert sorted(classes.unique().tolist()) == list(range(len(CLASSES)))
+    assert {CLASSES[x] for x in classes.unique().tolist()} == set(CLASSES) - {"most probable"}
     assert (classes >= CLASSES.index("high band only")).equal(selection.block_mask())
     assert int((classes != CLASSES.index("not visible"))[0, 0].sum()) == selection.grid.total_visible
 

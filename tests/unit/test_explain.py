@@ -13,9 +13,10 @@ from rich.console import Console
 
 from prism_gen.errors import ConfigError
 from prism_gen.explain import explain
-from prism_gen.model import ModelSpec, SelectionSpec
+from prism_gen.model import ModelSpec, SelectionSpec, Share
 from prism_gen.model_config import load_model_config
 from prism_gen.specialize import specialize
+from prism_gen.sub_blocks import sub_blocks
 
 MODELS = Path(__file__).parents[1] / "models"
 
@@ -81,6 +82,22 @@ def test_bands_that_differ_by_block_size_have_a_column_each() -> None:
     text = explained(model("smollm2-135m-instruct", selection=selection))
     assert "Bands for blocks of 128x128" in text
     assert row(text, "16")[-2:] == ["both", "low"]
+
+
+@pytest.mark.parametrize("share", ["head", "group"])
+def test_sub_blocks_show_what_their_means_keep_and_which_sizes_follow(share: Share) -> None:
+    selection = SelectionSpec(block_sizes=((64, 64),), estimator="auto", share=share, exclude_forced=True)
+    text = explained(model("smollm2-135m-instruct", selection=selection))
+    words = " ".join(text.split())
+    fine = sub_blocks(selection, model("smollm2-135m-instruct").rope, 64, (64, 64))
+    assert fine is not None
+    assert f"means of {fine.q} q tokens attend to means of {fine.k} k tokens" in words
+    rows = 64 // fine.q * (3 if share == "group" else 1)
+    assert f"the max over the {rows} sub-rows" in words
+    assert "sum to 0.94 of what the always kept blocks leave" in words
+    assert [row(text, size)[1] for size in ("4", "8", "16")] == ["0.944", "0.884", "0.824"]
+    assert "Spectrum" not in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_missing_kernels_are_named_with_the_command_that_builds_them() -> None:

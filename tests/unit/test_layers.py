@@ -14,13 +14,13 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "templates" not in pa
 # Lowest first; a module imports only from its own layer or lower ones.
 LAYERS = (
     {"", "errors", "dtypes", "arch", "files", "provenance"},  # "" is prism_gen itself: its version
-    {"rope", "model", "spec"},
+    {"rope", "model", "spec", "sub_blocks"},
     {"families"},
     {"schedules", "candidates"},
     {"hf_config", "hf_layers", "model_config", "specialize", "crossover", "tuning_table", "manifest"},
     {"render", "toolchain", "fingerprint", "gates", "compile"},
     {"build"},
-    {"doctor", "console", "explain", "cli"},
+    {"doctor", "console", "explain_selection", "explain", "cli"},
     {"__main__"},
 )
 # Beside the layers from the sixth on: what needs torch. Each uses the first five layers, and those before it.

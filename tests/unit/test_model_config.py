@@ -206,6 +206,23 @@ def test_prism_object(tmp_path: Path) -> None:
     assert (selection.share, selection.calibration) == ("group", "prefix")
 
 
+def test_prism_object_of_the_subblock_estimator(tmp_path: Path) -> None:
+    prism = {
+        "estimator": "subblock",
+        "sub_block_q": 4,
+        "sub_block_k": None,
+        "reduce": "mean",
+        "exclude_forced": True,
+        "threshold": 0.8,
+        "share": "group",
+        "block_size": "128x64",
+    }
+    selection = load(tmp_path, {"prism": prism}).selection
+    assert (selection.estimator, selection.sub_block_q, selection.sub_block_k) == ("subblock", 4, None)
+    assert (selection.reduce, selection.exclude_forced, selection.threshold) == ("mean", True, 0.8)
+    assert load(tmp_path, {}).selection.estimator == "paper"
+
+
 def test_block_sizes_argument_wins(tmp_path: Path) -> None:
     changes = {"prism": {"block_size": "64x64"}}
     assert load(tmp_path, changes, block_sizes=[(128, 64)]).selection.block_sizes == ((128, 64),)
