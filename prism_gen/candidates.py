@@ -76,7 +76,7 @@ def _merges_lists(spec: KernelSpec) -> bool:
     """Whether a tile holds several query blocks, so that their lists are walked as one."""
     per_warp_group = WARP_GROUP_ROWS // spec.problem.heads_per_list
     positions = (1 << per_warp_group.bit_length() >> 1) * (spec.schedule.tile_m // WARP_GROUP_ROWS)
-    return positions * spec.schedule.cluster > spec.problem.block_size_q
+    return bool(positions * spec.schedule.cluster > spec.problem.block_size_q)
 
 
 def _deepest_ring(spec: KernelSpec, tile_n: int, q_stages: int) -> int:

@@ -30,7 +30,6 @@ from prism_gen.fingerprint import Source, flags
 from prism_gen.spec import Struct
 from prism_gen.toolchain import Toolchain
 
-PEAK_BYTES_PER_JOB = 4 << 30  # one attend kernel peaks at 3.9 GiB in nvcc 13.0
 _RESULT = "result.json"
 LOG_NAME = "log.txt"
 
@@ -49,10 +48,10 @@ class Artifact(Struct, frozen=True, kw_only=True):
 class Event(Struct, frozen=True, kw_only=True):
     """Progress: `total` kernels are wanted; then for each, found in the cache, or started and done after `seconds`.
 
-    warning: `name` is a sentence for people.
+    failed: of compile_each, instead of done. warning: `name` is a sentence for people.
     """
 
-    kind: Literal["plan", "hit", "start", "done", "warning"]
+    kind: Literal["plan", "hit", "start", "done", "failed", "warning"]
     name: str = ""
     seconds: float = 0.0
     total: int = 0
@@ -60,18 +59,6 @@ class Event(Struct, frozen=True, kw_only=True):
 
 Report = Callable[[Event], None]
 _T = TypeVar("_T")
-
-
-def default_jobs() -> int:
-    """Compiles that this machine can run at once: bounded by cores and by free memory."""
-    cores = len(os.sched_getaffinity(0))
-    free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, ValueError):  # /proc counts reclaimable page cache as available
-        meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
-        free_bytes = int(meminfo.split("MemAvailable:")[1].split()[0]) * 1024
-    with contextlib.suppress(OSError, ValueError):  # "max" where the cgroup sets no limit
-        free_bytes = min(free_bytes, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
-    return max(1, min(cores, free_bytes // PEAK_BYTES_PER_JOB))
 
 
 class Compiler:
@@ -99,7 +86,7 @@ class Compiler:
             try:
                 return self._obtain(source, report)
             except CompileError as error:
-                report(Event(kind="done", name=source.spec.name))
+                report(Event(kind="failed", name=source.spec.name))
                 return error
 
         return self._in_pool(attempt, sources, jobs=jobs, report=report)

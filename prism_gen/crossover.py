@@ -6,7 +6,6 @@ Owns the records and the break-even density. Must not time (tune/ does).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from prism_gen.spec import Struct
 
@@ -27,10 +26,10 @@ class Crossing(Struct, frozen=True, kw_only=True):
 
 
 class Crossover(Struct, frozen=True, kw_only=True):
-    """One attend problem on one GPU, batch 1. key: of the attend kernel that was timed. heads: (q, kv)."""
+    """One attend problem on one GPU, batch 1. label: of the problem. key: of the kernel timed. heads: (q, kv)."""
 
     arch: str
-    problem: Any
+    label: str
     key: str
     heads: tuple[int, int]
     crossings: tuple[Crossing, ...]

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from prism_gen.crossover import Crossover
-from prism_gen.errors import ConfigError, PrismError
+from prism_gen.errors import BundleError, ConfigError
 from prism_gen.families import decode_spec
 from prism_gen.spec import KernelSpec, Struct
 
@@ -115,7 +115,7 @@ def apply_table(table: TuningTable, specs: Sequence[KernelSpec], templates_of: C
     chosen, speedups, warnings = [], {}, []
     for spec in specs:
         rows = [row for row in table.kernels if row.family == spec.family]
-        row = next((row for row in rows if _problem(row) == spec.problem), None)
+        row = next((row for row in rows if row.problem == spec.problem), None)
         if row is None:
             chosen.append(spec)
             continue
@@ -128,10 +128,6 @@ def apply_table(table: TuningTable, specs: Sequence[KernelSpec], templates_of: C
         if best != spec:
             speedups[best.key] = row.speedup
     return Tuned(tuple(chosen), speedups, tuple(warnings))
-
-
-def _problem(row: TunedKernel) -> Any:
-    return row.spec(row.default).problem
 
 
 def _stale(row: TunedKernel, spec: KernelSpec, templates: str) -> str:
@@ -165,19 +161,26 @@ def read_table(path: Path) -> TuningTable:
                 exists=f"this prism_gen reads schema_version {TABLE_SCHEMA_VERSION}",
                 fix=fix,
             )
-        for row in table.kernels:
-            for candidate in row.candidates:
-                if row.spec(candidate.key).key != candidate.key:
-                    raise ConfigError(
-                        f"{path}: a {row.family} schedule is not what its key {candidate.key} says", fix=fix
-                    )
-            if not {row.best, row.default} <= {candidate.key for candidate in row.candidates}:
-                raise ConfigError(f"{path}: the best of a {row.family} is none of its candidates", fix=fix)
+        return msgspec.structs.replace(table, kernels=tuple(_typed(row) for row in table.kernels))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a tuning table: {error}", fix=fix) from None
-    except PrismError as error:
+    except BundleError as error:
         raise ConfigError(f"{path}: {error.asked}", exists=error.exists, fix=fix) from None
-    return table
+
+
+def _typed(row: TunedKernel) -> TunedKernel:
+    """The row with a typed problem and schedules. Raises: BundleError where a key is not that of its schedule."""
+    specs = {candidate.key: row.spec(candidate.key) for candidate in row.candidates}
+    for key, spec in specs.items():
+        if spec.key != key:
+            raise BundleError(f"key {key} is not that of its {row.family} schedule")
+    if not {row.best, row.default} <= specs.keys():
+        raise BundleError(f"the best of a {row.family} is none of its candidates")
+    return msgspec.structs.replace(
+        row,
+        problem=specs[row.default].problem,
+        candidates=tuple(msgspec.structs.replace(c, schedule=specs[c.key].schedule) for c in row.candidates),
+    )
 
 
 def merge_tables(tables: Sequence[TuningTable]) -> TuningTable:

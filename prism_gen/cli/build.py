@@ -25,11 +25,12 @@ from prism_gen.cli.options import (
     load_models,
     split,
 )
-from prism_gen.compile import default_jobs
 from prism_gen.console import BuildProgress
 from prism_gen.errors import ConfigError
+from prism_gen.jobs import default_jobs
 from prism_gen.model import ModelSpec
 from prism_gen.toolchain import find_toolchain
+from prism_gen.tuning_table import read_table
 
 
 def _default_out(models: list[ModelSpec]) -> Path:
@@ -45,6 +46,7 @@ def build(
     dtype: DTypeName = None,
     out: Annotated[Path | None, typer.Option(help="Bundle directory. Default: generated/MODEL.")] = None,
     jobs: Jobs = None,
+    tuning: Annotated[Path | None, typer.Option(help="Schedules measured by `tune`, instead of the defaults.")] = None,
     nvcc: Nvcc = None,
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
@@ -57,6 +59,7 @@ def build(
     started = time.monotonic()
     models = load_models(model_config, block_size, dtype)
     out = out or _default_out(models)
+    table = read_table(tuning) if tuning else None
     toolchain = find_toolchain(nvcc=nvcc, cache=cache)
     console = Console()
     with BuildProgress(console) as progress:
@@ -68,6 +71,7 @@ def build(
             toolchain=toolchain,
             jobs=jobs or default_jobs(),
             report=progress,
+            table=table,
         )
     console.print(
         f"bundle {out}: {len(manifest.kernels)} kernels ({progress.compiled} compiled, {progress.reused} unchanged) "
