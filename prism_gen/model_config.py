@@ -34,14 +34,31 @@ _SUBBLOCK_KEYS = ("sub_block_q", "sub_block_k", "reduce", "exclude_forced", "thr
 def load_model_config(
     path: Path, *, block_sizes: Sequence[tuple[int, int]] | None = None, dtype: str | None = None
 ) -> ModelSpec:
-    """The model that a config.json describes.
+    """The model that a config.json describes: parse_model_config of the file.
 
-    block_sizes: (q tokens, k tokens), over the config's `prism.block_sizes`. dtype: "bf16" or "fp16", over the
-    config's own. A multimodal config is read through its text_config.
-    Raises: ConfigError if the file is missing, malformed or contradictory; UnsupportedError if the model computes
-    attention in a way that no kernel here does.
+    Raises: ConfigError if the file is missing or malformed; what parse_model_config raises.
     """
-    data, at = _text_object(read_json(path), f"{path}: ")
+    name = path.resolve().parent.name if path.stem == "config" else path.stem
+    return parse_model_config(read_json(path), where=str(path), name=name, block_sizes=block_sizes, dtype=dtype)
+
+
+def parse_model_config(
+    data: JsonObject,
+    *,
+    where: str,
+    name: str,
+    block_sizes: Sequence[tuple[int, int]] | None = None,
+    dtype: str | None = None,
+) -> ModelSpec:
+    """The model that the object of a config.json describes.
+
+    where: what to call the object in errors. name: for a config that does not say its own. block_sizes: (q tokens, k
+    tokens), over the config's `prism.block_sizes`. dtype: "bf16" or "fp16", over the config's own. A multimodal config
+    is read through its text_config.
+    Raises: ConfigError if it is contradictory; UnsupportedError if the model computes attention in a way that no kernel
+    here does.
+    """
+    data, at = _text_object(data, f"{where}: ")
     hf = decode(data, HFConfig, at=at)
     refuse_unsupported(hf, at)
     head_dim = _head_dim(hf, at)
@@ -51,7 +68,7 @@ def load_model_config(
     selection = _selection_spec(hf, block_sizes, at)
     with located(at):
         return ModelSpec(
-            name=_name(hf, path),
+            name=(hf.name_or_path or "").rstrip("/").rpartition("/")[2] or name,
             num_q_heads=num_q_heads,
             num_kv_heads=_num_kv_heads(hf, num_q_heads, at),
             head_dim=head_dim,
@@ -133,11 +150,6 @@ def _softmax_scale(hf: HFConfig) -> float | None:
     if hf.attention_multiplier is not None:
         return hf.attention_multiplier
     return hf.query_pre_attn_scalar**-0.5 if hf.query_pre_attn_scalar else None
-
-
-def _name(hf: HFConfig, path: Path) -> str:
-    published = (hf.name_or_path or "").rstrip("/").rpartition("/")[2]
-    return published or (path.resolve().parent.name if path.stem == "config" else path.stem)
 
 
 def _selection_spec(hf: HFConfig, block_sizes: Sequence[tuple[int, int]] | None, at: str) -> SelectionSpec:

@@ -1,4 +1,4 @@
-"""q, k, v of one layer from a safetensors file.
+"""q, k, v of one layer from a safetensors file, and to one.
 
 Owns the two layouts and what the file says of itself. Must not check them against a model (checks.py does).
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import safetensors
+from safetensors.torch import save_file
 from torch import Tensor
 
 from prism_gen.errors import TensorError
@@ -51,6 +52,20 @@ def read_qkv(path: Path) -> QKV:
         ) from None
     layer = metadata.get("layer", "")
     return QKV(*_batched(path, q, k, v), int(layer) if layer.isdecimal() else None)
+
+
+def write_qkv(path: Path, qkv: QKV, *, model: str = "") -> None:
+    """Writes a file that read_qkv reads back, with the layer and the name of the model in its metadata.
+
+    Raises: TensorError where the path cannot be written.
+    """
+    metadata = {} if qkv.layer is None else {"layer": str(qkv.layer)}
+    if model:
+        metadata["model"] = model
+    try:
+        save_file({name: x.contiguous() for name, x in zip("qkv", qkv[:3], strict=True)}, path, metadata)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise TensorError(f"{path} cannot be written: {error}", fix="choose another folder") from None
 
 
 def _batched(path: Path, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,161 @@
+"""prism_gen.enable: a transformers model whose prefill runs sparse, through transformers' own interfaces.
+
+Owns the registration of attention implementation "prism" and the resolution of every layer. Must not choose per call
+(layer.py does). transformers 5; no function of it is replaced.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from prism_gen.arch import ARCHS
+from prism_gen.errors import UnsupportedError
+from prism_gen.integrations.describe import NOT_CAUSAL, LayerStatement, attention_modules, describe, sentences
+from prism_gen.integrations.layer import SPARSE, PrismLayer, prism_attention
+from prism_gen.integrations.lazy_mask import prism_mask
+from prism_gen.model import ModelSpec, SelectionSpec
+from prism_gen.runtime import ops
+from prism_gen.runtime.attention import PrismAttention
+from prism_gen.runtime.connect import choose_block_size, open_bundle
+from prism_gen.runtime.load import Bundle
+from prism_gen.runtime.thresholds import ThresholdLike
+from prism_gen.specialize import block_pair_scoring, specialize
+
+IMPLEMENTATION = "prism"
+
+AttentionInterface.register(IMPLEMENTATION, prism_attention)
+AttentionMaskInterface.register(IMPLEMENTATION, prism_mask)
+
+
+class Enabled:
+    """What enable() did: a statement per layer, and counters of what ran. print() it to read it."""
+
+    def __init__(self, name: str, backend: str, statements: list[LayerStatement], layers: list[PrismLayer]) -> None:
+        self.name = name
+        self.backend = backend
+        self.statements = statements
+        self._layers = layers
+
+    def calls(self) -> list[Counter[str]]:
+        """Of each layer, calls so far by what they were: "sparse", or "dense: " and the reason."""
+        return [layer.calls() for layer in self._layers]
+
+    def sparse_runs(self) -> list[int]:
+        """Of each layer, how often the sparse kernels really ran."""
+        return [calls[SPARSE] for calls in self.calls()]
+
+    def __str__(self) -> str:
+        sparse = sum(not statement.why_dense for statement in self.statements)
+        head = f"{self.name}: {sparse} of {len(self.statements)} layers run sparse prefill on {self.backend}"
+        return f"{head}; decode is dense everywhere\n{sentences(self.statements)}"
+
+
+def enable(
+    model: Any,
+    bundle: Bundle | str | Path | None = None,
+    *,
+    backend: str = "cuda",
+    selection: SelectionSpec | None = None,
+    block_size: tuple[int, int] | None = None,
+    high_threshold: ThresholdLike | None = None,
+    low_threshold: ThresholdLike | None = None,
+    threshold: ThresholdLike | None = None,
+    min_queries: int | None = None,
+) -> Enabled:
+    """Resolves kernels for every attention layer of a transformers model; then model.set_attn_implementation("prism").
+
+    bundle: read once; None only for backend "reference". selection: default the config's `prism` object, else that of
+    the bundle's model of this shape. block_size, thresholds: as for PrismAttention. min_queries: passes with fewer
+    tokens are dense; default one block of queries. A layer that Prism does not serve (a sliding window, a head dim
+    without kernels, another softmax) stays dense, and the result says why; calling again starts anew.
+    Raises: BundleError, ResolveError, DeviceError where kernels that exist cannot be had; UnsupportedError for a model
+    without attention modules or of a dtype without kernels.
+    """
+    opened = open_bundle(bundle)
+    modules = attention_modules(model)
+    if not any(index >= 0 for index in modules):
+        raise UnsupportedError(
+            f"{type(model).__name__} has no causal attention layer with a layer_idx",
+            fix="give a decoder of transformers 5, such as AutoModelForCausalLM loads",
+        )
+    try:
+        spec: ModelSpec | None = describe(model, bundle=opened, selection=selection, exact=backend == "reference")
+        refusal = ""
+    except UnsupportedError as error:
+        if not error.asked.startswith("config of"):
+            raise
+        spec, refusal = None, error.asked.partition(": ")[2]
+    options: dict[str, Any] = {
+        "block_size": block_size,
+        "backend": backend,
+        "device": model.device if backend == "cuda" else None,
+        "high_threshold": high_threshold,
+        "low_threshold": low_threshold,
+        "threshold": threshold,
+    }
+    name = ops.free_name(spec.name) if spec else type(model).__name__
+    layers, statements = [], []
+    for index in sorted(index for index in modules if index >= 0):
+        why_dense = _why_dense(spec, index, backend, block_size) if spec else refusal
+        attention = PrismAttention(opened, spec, index, **options) if spec and not why_dense else None
+        layer = _layer(index, attention, why_dense, name, min_queries)
+        layers.append(layer)
+        statements.append(LayerStatement(index, why_dense, _kernel_names(attention)))
+        for module in modules[index]:
+            layer.attach(module)
+    for module in modules.get(NOT_CAUSAL, ()):
+        PrismLayer(NOT_CAUSAL, None, why_dense="not causal").attach(module)
+    return Enabled(name, backend, statements, layers)
+
+
+def _layer(
+    index: int, attention: PrismAttention | None, why_dense: str, name: str, min_queries: int | None
+) -> PrismLayer:
+    if attention is None:
+        return PrismLayer(index, None, why_dense=why_dense)
+    kernels = ops.register(attention, f"{name}.layer{index}")
+    least = attention.block_size[0] if min_queries is None else min_queries
+    return PrismLayer(index, attention, kernels=kernels, min_queries=least)
+
+
+def _kernel_names(attention: PrismAttention | None) -> tuple[str, ...]:
+    if attention is None:
+        return ()
+    return tuple(resolution.entry.name for resolution in attention.resolutions) or ("plain torch",)
+
+
+def _why_dense(spec: ModelSpec, index: int, backend: str, block_size: tuple[int, int] | None) -> str:
+    """Why a layer cannot run sparse whatever the bundle, "" if it can."""
+    if index >= spec.num_layers:
+        return "not a layer of the config"
+    if spec.layer_kinds[index] != "full":
+        return f"a {spec.layer_kinds[index]}-window layer"
+    size = choose_block_size(spec, block_size)
+    selection = msgspec.structs.replace(spec.selection, block_sizes=(size,))
+    try:
+        block_pair_scoring(spec, size)
+        if backend == "cuda":
+            _any_arch(msgspec.structs.replace(spec, selection=selection))
+    except UnsupportedError as error:
+        return error.asked
+    return ""
+
+
+def _any_arch(spec: ModelSpec) -> None:
+    """Raises: UnsupportedError of the last arch if none has schedules for the model."""
+    refusal = None
+    for arch in ARCHS:
+        try:
+            specialize(spec, [arch])
+        except UnsupportedError as error:
+            refusal = error
+        else:
+            return
+    if refusal is not None:
+        raise refusal

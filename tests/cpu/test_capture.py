@@ -1,0 +1,77 @@
+"""prism_gen.capture: files that the run command reads, and every mistake in words."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", minversion="5.0")
+import prism_gen
+from prism_gen.errors import ConfigError, TensorError
+from prism_gen.runtime import PrismAttention
+from prism_gen.runtime.qkv_file import read_qkv
+from tests.cpu.tiny_transformers import BLOCKS, tiny, token_ids
+
+
+@torch.no_grad()
+def test_replay_gives_the_attention_of_the_model(tmp_path):
+    model, ids = tiny("qwen3"), token_ids(2, 70)
+    outputs = {}
+    projection = model.model.layers[1].self_attn.o_proj
+    projection.register_forward_pre_hook(lambda module, inputs: outputs.update(out=inputs[0]))
+    with prism_gen.capture(model, [1], tmp_path) as files:
+        model(ids)
+    q, k, v, layer = read_qkv(files[1])
+    assert (files[1].name, layer) == ("layer1.safetensors", 1)
+    assert (q.shape, k.shape, v.shape) == ((2, 70, 4, 32), (2, 70, 2, 32), (2, 70, 2, 32))
+    spec = prism_gen.integrations.describe.describe(model, bundle=None, selection=None, exact=True)
+    attention = PrismAttention(
+        None, spec, layer, backend="reference", block_size=BLOCKS, high_threshold=1.0, low_threshold=1.0
+    )
+    torch.testing.assert_close(attention(q, k, v).flatten(2), outputs["out"], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_longest_pass_is_kept_and_the_model_is_as_before(tmp_path):
+    model, ids = tiny(), token_ids(1, 64)
+    exact = model(ids).logits
+    with prism_gen.capture(model, [0, 1], tmp_path / "new", dtype=torch.bfloat16) as files:
+        model.generate(ids, max_new_tokens=3, do_sample=False)
+        model(ids[:, :10])
+    assert [read_qkv(files[layer]).q.shape[1] for layer in (0, 1)] == [64, 64]
+    assert read_qkv(files[0]).k.dtype == torch.bfloat16
+    assert model.config._attn_implementation == "eager"
+    assert torch.equal(model(ids).logits, exact)
+
+
+@torch.no_grad()
+def test_a_static_cache_gives_only_its_real_keys(tmp_path):
+    model, ids = tiny(), token_ids(1, 40)
+    with prism_gen.capture(model, [0], tmp_path) as files:
+        model.generate(ids, max_new_tokens=3, do_sample=False, cache_implementation="static")
+    assert read_qkv(files[0]).k.shape[1] == 40
+
+
+def test_padding_is_refused(tmp_path):
+    model, ids = tiny(), token_ids(2, 40)
+    padding = torch.ones_like(ids)
+    padding[0, :5] = 0
+    with (
+        pytest.raises(TensorError, match=r"padding[\s\S]*one sequence at a time"),
+        prism_gen.capture(model, [0], tmp_path),
+    ):
+        model(ids, attention_mask=padding)
+
+
+@pytest.mark.parametrize("layers", [[0, 2, 3], []], ids=["beyond", "none"])
+def test_layers_must_exist(tmp_path, layers):
+    with (
+        pytest.raises(ConfigError, match=r"available: layers 0-1"),
+        prism_gen.capture(tiny(), layers, tmp_path),
+    ):
+        pass
+
+
+def test_nothing_run_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="saw no prefill"), prism_gen.capture(tiny(), [0], tmp_path):
+        pass
