@@ -22,21 +22,14 @@ from prism_gen.cli.options import (
     Jobs,
     ModelConfigs,
     Nvcc,
+    default_bundle,
     load_models,
     split,
 )
 from prism_gen.console import BuildProgress
-from prism_gen.errors import ConfigError
 from prism_gen.jobs import default_jobs
-from prism_gen.model import ModelSpec
 from prism_gen.toolchain import find_toolchain
 from prism_gen.tuning_table import read_table
-
-
-def _default_out(models: list[ModelSpec]) -> Path:
-    if len(models) > 1:
-        raise ConfigError("several models need a name for their bundle", fix="add --out generated/NAME")
-    return Path("generated") / models[0].name.replace("/", "--")
 
 
 def build(
@@ -58,7 +51,7 @@ def build(
     """
     started = time.monotonic()
     models = load_models(model_config, block_size, dtype)
-    out = out or _default_out(models)
+    out = out or default_bundle(models)
     table = read_table(tuning) if tuning else None
     toolchain = find_toolchain(nvcc=nvcc, cache=cache)
     console = Console()

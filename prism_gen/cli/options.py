@@ -59,6 +59,13 @@ def load_models(paths: list[Path], block_size: str | None, dtype: str | None) ->
     return [load_model_config(path, block_sizes=pairs, dtype=dtype) for path in paths]
 
 
+def default_bundle(models: list[ModelSpec]) -> Path:
+    """Where the bundle of one model goes. Raises: ConfigError for several."""
+    if len(models) > 1:
+        raise ConfigError("several models need a name for their bundle", fix="add --out generated/NAME")
+    return Path("generated") / models[0].name.replace("/", "--")
+
+
 @contextlib.contextmanager
 def runtime_packages(command: str) -> Iterator[None]:
     """Around a command's late imports of torch and what comes with it, so that building needs none of them.

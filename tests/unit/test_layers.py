@@ -31,7 +31,7 @@ RESERVED = {
     "transformers": {"integrations"},
     "tvm_ffi": {"runtime", "bench"},
     "safetensors": {"runtime"},
-    "matplotlib": {"runtime"},
+    "matplotlib": {"runtime", "bench"},
     "jinja2": {"render"},
     "ray": {"tune"},
     "subprocess": {"toolchain", "compile"},
