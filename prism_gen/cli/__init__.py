@@ -1,4 +1,4 @@
-"""The command line: build | inspect | explain | doctor | run | verify | tune | merge | bench, one file each.
+"""The command line: build | inspect | explain | doctor | run | verify | tune | merge | bench | pack, one file each.
 
 Owns the list of commands, and turns a PrismError into words and exit status 1. No command imports torch before it is
 called, so that building needs neither torch nor a GPU.
@@ -18,13 +18,14 @@ from prism_gen.cli.build import build
 from prism_gen.cli.doctor import doctor
 from prism_gen.cli.explain import explain
 from prism_gen.cli.inspect import inspect
+from prism_gen.cli.pack import pack
 from prism_gen.cli.run import run
 from prism_gen.cli.tune import merge, tune
 from prism_gen.cli.verify import verify
 from prism_gen.console import print_error
 from prism_gen.errors import PrismError
 
-COMMANDS = (build, inspect, explain, doctor, run, verify, tune, merge, bench)  # in the order of --help
+COMMANDS = (build, inspect, explain, doctor, run, verify, tune, merge, bench, pack)  # in the order of --help
 
 app = typer.Typer(
     no_args_is_help=True,

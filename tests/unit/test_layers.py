@@ -13,13 +13,13 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "templates" not in pa
 
 # Lowest first; a module imports only from its own layer or lower ones.
 LAYERS = (
-    {"", "errors", "dtypes", "arch", "files", "provenance"},  # "" is prism_gen itself: its version
+    {"", "errors", "dtypes", "arch", "files", "provenance", "package_names"},  # "" is prism_gen itself: its version
     {"rope", "model", "spec", "sub_blocks"},
     {"families"},
     {"schedules", "candidates"},
     {"hf_config", "hf_layers", "model_config", "specialize", "crossover", "tuning_table", "manifest"},
     {"render", "toolchain", "fingerprint", "gates", "jobs", "compile"},
-    {"build"},
+    {"build", "pack"},
     {"doctor", "console", "explain_selection", "explain", "cli"},
     {"__main__"},
 )
