@@ -7,10 +7,8 @@ hold.
 from __future__ import annotations
 
 import datetime
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -19,7 +17,7 @@ from prism_gen import __version__, gates
 from prism_gen.compile import LOG_NAME, Artifact, Compiler, Event, Report
 from prism_gen.errors import BundleError, CompileError, ConfigError, UnsupportedError
 from prism_gen.files import locked, sha256, write_atomic
-from prism_gen.fingerprint import Source, flags, make_source, template_digest
+from prism_gen.fingerprint import Source, flags, make_source
 from prism_gen.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -32,12 +30,12 @@ from prism_gen.manifest import (
     is_manifest,
 )
 from prism_gen.model import ModelSpec
+from prism_gen.plan import plan
 from prism_gen.provenance import commit_of
 from prism_gen.render import render, template_root
 from prism_gen.spec import KernelSpec
-from prism_gen.specialize import specialize
 from prism_gen.toolchain import Toolchain
-from prism_gen.tuning_table import Tuned, TuningTable, apply_table, encode_table
+from prism_gen.tuning_table import TuningTable
 
 LOCK_NAME = ".lock"
 _FOLDERS = ("lib", "src", "log")
@@ -74,17 +72,13 @@ def build(
             )
     _check_is_bundle(out)
     root = root or template_root()
-    specs = tuple(dict.fromkeys(spec for model in models for spec in specialize(model, archs)))
-    tuning = None
-    if table is not None:
-        tuned = apply_table(table, specs, partial(templates_of, root=root))
-        specs, tuning = tuned.specs, _tuning(table, tuned)
-        for warning in tuned.warnings:
-            report(Event(kind="warning", name=warning))
-    sources = [make_source(spec, render(spec, root), root=root, toolchain=toolchain) for spec in specs]
+    planned = plan(models, archs, toolchain=toolchain, root=root, table=table)
+    sources = planned.sources
+    for warning in planned.warnings:
+        report(Event(kind="warning", name=warning))
     compiler = Compiler(toolchain=toolchain, cache=cache, root=root)
     artifacts = compiler.compile_all(sources, jobs=jobs, report=report)
-    manifest = _manifest(models, sources, artifacts, toolchain, tuning)
+    manifest = _manifest(models, sources, artifacts, toolchain, planned.tuning)
     return _publish(manifest, artifacts, compiler, out)
 
 
@@ -121,22 +115,6 @@ def build_each(
             built.append(source)
             artifacts.append(result)
     return _publish(_manifest(models, built, artifacts, toolchain, None), artifacts, compiler, out), refused
-
-
-def templates_of(spec: KernelSpec, *, root: Path) -> str:
-    """Today's digest of what a family's schedules are compiled from."""
-    return template_digest(spec, render(spec, root), root=root)
-
-
-def _tuning(table: TuningTable, tuned: Tuned) -> Tuning:
-    return Tuning(
-        digest=hashlib.sha256(encode_table(table)).hexdigest(),
-        gpu=table.gpu,
-        driver=table.driver,
-        cuda=table.cuda,
-        speedups=tuned.speedups,
-        crossovers=table.crossovers,
-    )
 
 
 def _manifest(

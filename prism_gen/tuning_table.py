@@ -184,9 +184,12 @@ def _typed(row: TunedKernel) -> TunedKernel:
 
 
 def merge_tables(tables: Sequence[TuningTable]) -> TuningTable:
-    """The rows of several shards in one table. Raises: ConfigError where they are of different GPUs or overlap."""
-    first = tables[0]
-    for table in tables[1:]:
+    """The rows of several shards in one table. Raises: ConfigError where they are of different GPUs or overlap.
+
+    A part without rows, of more shards than kernels, says nothing.
+    """
+    first, *others = [table for table in tables if table.kernels] or tables[:1]
+    for table in others:
         for name in ("gpu", "cuda", "driver", "heads", "generator"):
             if getattr(table, name) != getattr(first, name):
                 raise ConfigError(

@@ -8,13 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
 
 from prism_gen.cli.build import build
-from prism_gen.cli.options import BlockSize, DTypeName, default_bundle, load_models, runtime_packages, split
+from prism_gen.cli.options import (
+    BackendName,
+    BlockSize,
+    DTypeName,
+    default_bundle,
+    load_models,
+    runtime_packages,
+    split,
+)
 from prism_gen.errors import ConfigError
 
 _N = TypeVar("_N", int, float)
@@ -35,10 +43,7 @@ def bench(
     results: Annotated[Path | None, typer.Option(help="Take this file's figures instead of measuring.")] = None,
     compare: Annotated[Path | None, typer.Option(help="An earlier --json file; exit status 1 if slower.")] = None,
     fail_over: Annotated[str, typer.Option(help="How much slower is too much: `5%`.")] = "5%",
-    backend: Annotated[
-        Literal["cuda", "reference"],
-        typer.Option(help="`reference` tries the bench itself, with plain torch as kernels, without a GPU."),
-    ] = "cuda",
+    backend: BackendName = "cuda",
     device: Annotated[str | None, typer.Option(help="Such as `cuda:1`. Default: the current one.")] = None,
     block_size: BlockSize = None,
     dtype: DTypeName = None,

@@ -5,6 +5,7 @@ Owns the command's options and its last line. Must not import torch.
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +29,8 @@ from prism_gen.cli.options import (
 )
 from prism_gen.console import BuildProgress
 from prism_gen.jobs import default_jobs
+from prism_gen.plan import plan
+from prism_gen.render import template_root
 from prism_gen.toolchain import find_toolchain
 from prism_gen.tuning_table import read_table
 
@@ -40,6 +43,9 @@ def build(
     out: Annotated[Path | None, typer.Option(help="Bundle directory. Default: generated/MODEL.")] = None,
     jobs: Jobs = None,
     tuning: Annotated[Path | None, typer.Option(help="Schedules measured by `tune`, instead of the defaults.")] = None,
+    digest: Annotated[
+        bool, typer.Option("--digest", help="Print the digest of all inputs, a key for caches in CI, and stop.")
+    ] = False,
     nvcc: Nvcc = None,
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
@@ -54,6 +60,10 @@ def build(
     out = out or default_bundle(models)
     table = read_table(tuning) if tuning else None
     toolchain = find_toolchain(nvcc=nvcc, cache=cache)
+    if digest:
+        planned = plan(models, split(arch, "--arch"), toolchain=toolchain, root=template_root(), table=table)
+        sys.stdout.write(f"{planned.digest}\n")
+        return
     console = Console()
     with BuildProgress(console) as progress:
         manifest = build_bundle(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -35,6 +35,13 @@ Nvcc = Annotated[
 ]
 Cache = Annotated[
     Path, typer.Option(envvar="PRISM_GEN_CACHE", help="Folder of compiled kernels, shared by all builds and processes.")
+]
+BackendName = Annotated[
+    Literal["cuda", "reference"],
+    typer.Option(
+        envvar="PRISM_GEN_BACKEND",  # a CI recipe can be tried, as it is, where there is no GPU
+        help="`reference` puts plain torch in the place of the kernels: tries the command itself, without a GPU.",
+    ),
 ]
 Jobs = Annotated[
     int | None,

@@ -15,6 +15,7 @@ from rich.console import Console
 from prism_gen.cli.options import (
     DEFAULT_CACHE,
     ArchNames,
+    BackendName,
     BlockSize,
     Cache,
     DTypeName,
@@ -51,10 +52,7 @@ def tune(
     executor: Annotated[
         Literal["local", "ray"], typer.Option(help="`ray` spreads the kernels over the GPUs of a cluster.")
     ] = "local",
-    backend: Annotated[
-        Literal["cuda", "reference"],
-        typer.Option(help="`reference` tries the race itself, with plain torch as kernels, without a GPU."),
-    ] = "cuda",
+    backend: BackendName = "cuda",
     arch: ArchNames = "sm90",
     block_size: BlockSize = None,
     dtype: DTypeName = None,
@@ -77,7 +75,7 @@ def tune(
     console = Console()
     models, archs = load_models(model_config, block_size, dtype), split(arch, "--arch")
     grid = DEFAULT_SHAPES if shapes == "default" else read_shapes(Path(shapes))
-    bundle = candidates if backend == "cuda" else None
+    bundle = candidates if backend == "cuda" or prepare else None
     if bundle and not is_prepared(bundle, models, archs, only):
         with BuildProgress(console) as progress:
             prepare_candidates(

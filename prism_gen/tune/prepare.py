@@ -10,13 +10,14 @@ from pathlib import Path
 
 import msgspec
 
-from prism_gen.build import build_each, templates_of
+from prism_gen.build import build_each
 from prism_gen.candidates import candidates
 from prism_gen.compile import Report
 from prism_gen.errors import BundleError, ConfigError
 from prism_gen.files import write_atomic
 from prism_gen.manifest import MANIFEST_NAME, Manifest, read_manifest
 from prism_gen.model import ModelSpec
+from prism_gen.plan import templates_of
 from prism_gen.render import template_root
 from prism_gen.spec import KernelSpec
 from prism_gen.specialize import specialize

@@ -19,7 +19,7 @@ LAYERS = (
     {"schedules", "candidates"},
     {"hf_config", "hf_layers", "model_config", "specialize", "crossover", "tuning_table", "manifest"},
     {"render", "toolchain", "fingerprint", "gates", "jobs", "compile"},
-    {"build", "pack"},
+    {"plan", "build", "pack"},
     {"doctor", "console", "explain_selection", "explain", "cli"},
     {"__main__"},
 )

@@ -8,12 +8,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from prism_gen.build import templates_of
 from prism_gen.candidates import candidates
 from prism_gen.crossover import Crossing, Crossover, wins_below
 from prism_gen.errors import ConfigError
 from prism_gen.families import FAMILIES, family
 from prism_gen.model_config import load_model_config
+from prism_gen.plan import templates_of
 from prism_gen.render import template_root
 from prism_gen.schedules import ROWS
 from prism_gen.specialize import specialize
