@@ -106,12 +106,16 @@ class HFPrism(msgspec.Struct, forbid_unknown_fields=True):
     force_recent: bool | UnsetType = UNSET
     fused_rope: bool | UnsetType = UNSET
     calibration: CalibrationMode | UnsetType = UNSET
+    top_k: int | UnsetType | None = UNSET
+    density: float | UnsetType | None = UNSET
+    max_blocks: int | UnsetType | None = UNSET
     estimator: EstimatorName | UnsetType = UNSET
     sub_block_q: int | UnsetType | None = UNSET
     sub_block_k: int | UnsetType | None = UNSET
     reduce: Reduce | UnsetType = UNSET
     exclude_forced: bool | UnsetType = UNSET
     threshold: float | UnsetType = UNSET
+    profile: str | JsonObject | UnsetType | None = UNSET
 
 
 def read_json(path: Path) -> JsonObject:

@@ -137,12 +137,14 @@ def connect(
 
 
 def model_rules(selection: SelectionSpec) -> SelectRules:
-    """A model's rules, without a capacity: lists have room for every key block."""
+    """A model's rules."""
     return SelectRules(
         force_sink=selection.force_sink,
         force_recent=selection.force_recent,
         share=selection.share,
         calibration=selection.calibration,
+        cut=selection.cut,
+        max_blocks=selection.max_blocks,
     )
 
 

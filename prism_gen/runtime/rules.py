@@ -6,11 +6,11 @@ Owns SelectRules. Must not know tensors or kernels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from prism_gen.model import CalibrationMode, Share
+from prism_gen.model import CalibrationMode, CutKind, Share
 
-CutKind = Literal["top_p", "top_k", "density"]
+__all__ = ["CutKind"]  # what callers take from here and stands elsewhere
+
 CUT_KINDS: tuple[CutKind, ...] = ("top_p", "top_k", "density")  # in the order of CutKind in templates/select/params.h
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from prism_gen.errors import TensorError
-from prism_gen.model import SelectionSpec
+from prism_gen.model import CutKind, ModelSpec
+from prism_gen.sub_blocks import estimator_label, sub_blocks
 
 ThresholdLike = float | Sequence[float] | Tensor
 
@@ -43,20 +45,29 @@ class Thresholds:
 
 
 def choose_thresholds(
-    selection: SelectionSpec,
+    model: ModelSpec,
+    layer: int,
+    block_size: tuple[int, int],
     *,
     high: ThresholdLike | None = None,
     low: ThresholdLike | None = None,
     threshold: ThresholdLike | None = None,
 ) -> dict[str, ThresholdLike]:
-    """The thresholds that the selection's estimator has, by name: those given, and the model's for the others.
+    """The thresholds that the model's estimator has, by name: those given, else those of its profile or of all layers.
 
-    Raises: TensorError for one that the estimator does not have.
+    Raises: TensorError for one that the estimator does not have; ConfigError where the profile is for something else.
     """
+    selection = model.selection
     asked = {"high_threshold": high, "low_threshold": low, "threshold": threshold}
     models: dict[str, ThresholdLike] = {"threshold": selection.threshold}
     if selection.estimator == "paper":
         models = {"high_threshold": selection.high_freq_threshold, "low_threshold": selection.low_freq_threshold}
+    if (count := selection.density if selection.top_k is None else selection.top_k) is not None:
+        models = dict.fromkeys(models, float(count))
+    if selection.profile is not None and all(value is None for value in asked.values()):
+        label = estimator_label(sub_blocks(selection, model.rope, model.head_dim, block_size))
+        of_layer = selection.profile.of_layer(layer, estimator=label, block_size=block_size)
+        models = dict.fromkeys(models, of_layer)
     for name, value in asked.items():
         if value is not None and name not in models:
             raise TensorError(
@@ -68,12 +79,14 @@ def choose_thresholds(
     return {name: models[name] if value is None else value for name, value in chosen.items()}
 
 
-def make_thresholds(named: Mapping[str, ThresholdLike], num_lists: int, device: torch.device | None) -> Thresholds:
+def make_thresholds(
+    named: Mapping[str, ThresholdLike], num_lists: int, device: torch.device | None, cut: CutKind = "top_p"
+) -> Thresholds:
     """Checks and places them. named: one entry a band; see threshold_column. device: None leaves them on the CPU.
 
     Raises: TensorError for NaN, a value out of range, or lengths that do not fit.
     """
-    columns = [threshold_column(name, value, num_lists) for name, value in named.items()]
+    columns = [threshold_column(name, value, num_lists, cut) for name, value in named.items()]
     rows = max(map(len, columns))
     if any(len(column) not in (1, rows) for column in columns):
         (first, *others), lengths = named, list(map(len, columns))
@@ -89,19 +102,39 @@ def make_thresholds(named: Mapping[str, ThresholdLike], num_lists: int, device: 
     return Thresholds(values if device is None else values.to(device), uniform)
 
 
-def threshold_column(name: str, value: ThresholdLike, num_lists: int) -> list[float]:
+class _Range(NamedTuple):
+    """What a threshold may be: in (0, most], in words, and what to do about another."""
+
+    most: float
+    words: str
+    fix: str
+
+
+_RANGES: dict[CutKind, _Range] = {
+    "top_p": _Range(
+        1.0,
+        "a cumulative probability in (0, 1]; 1 selects every visible block",
+        "the paper uses 0.95 for Llama and 0.93 for Qwen; sub-blocks of 8 use 0.94",
+    ),
+    "top_k": _Range(float(1 << 24), "a number of key blocks above 0, rounded up", "give how many a row keeps"),
+    "density": _Range(1.0, "a share of the visible blocks in (0, 1]", "give for example 0.1"),
+}
+
+
+def threshold_column(name: str, value: ThresholdLike, num_lists: int, cut: CutKind = "top_p") -> list[float]:
     """One band's thresholds as host numbers: one for all lists, or one per list.
 
-    value: in (0, 1]; a number, a sequence or a tensor whose length divides num_lists (a tensor-parallel shard).
+    value: what `cut` takes; a number, a sequence or a tensor whose length divides num_lists (a tensor-parallel shard).
     Raises: TensorError for NaN, values out of range, or another length.
     """
+    allowed = _RANGES[cut]
     given = value.detach().flatten().tolist() if isinstance(value, Tensor) else value
     try:
         numbers = [float(x) for x in given] if isinstance(given, Sequence) else [float(given)]
     except (TypeError, ValueError):
         raise TensorError(
             f"{name} is {value!r}",
-            exists="a cumulative probability in (0, 1], or one per list of blocks",
+            exists=f"{allowed.words}, or one per list of blocks",
             fix="give a number, a sequence or a tensor",
         ) from None
     if not numbers or num_lists % len(numbers):
@@ -111,11 +144,7 @@ def threshold_column(name: str, value: ThresholdLike, num_lists: int) -> list[fl
             fix="give either",
         )
     for row, number in enumerate(numbers):
-        if not 0.0 < number <= 1.0:  # also refuses NaN
+        if not 0.0 < number <= allowed.most:  # also refuses NaN
             where = f" for list {row}" if len(numbers) > 1 else ""
-            raise TensorError(
-                f"{name} is {number}{where}",
-                exists="a cumulative probability in (0, 1]; 1 selects every visible block",
-                fix="the paper uses 0.95 for Llama and 0.93 for Qwen; sub-blocks of 8 use 0.94",
-            )
+            raise TensorError(f"{name} is {number}{where}", exists=allowed.words, fix=allowed.fix)
     return numbers

@@ -206,6 +206,14 @@ def test_prism_object(tmp_path: Path) -> None:
     assert (selection.share, selection.calibration) == ("group", "prefix")
 
 
+def test_prism_object_with_counts_and_a_capacity(tmp_path: Path) -> None:
+    assert load(tmp_path, {}).selection.cut == "top_p"
+    selection = load(tmp_path, {"prism": {"top_k": 16, "max_blocks": 64}}).selection
+    assert (selection.cut, selection.top_k, selection.max_blocks) == ("top_k", 16, 64)
+    selection = load(tmp_path, {"prism": {"density": 0.1, "top_k": None}}).selection
+    assert (selection.cut, selection.density, selection.max_blocks) == ("density", 0.1, None)
+
+
 def test_prism_object_of_the_subblock_estimator(tmp_path: Path) -> None:
     prism = {
         "estimator": "subblock",
