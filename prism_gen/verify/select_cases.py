@@ -53,6 +53,12 @@ class SelectCase:
         """Lists per query block."""
         return self.rules.num_lists(self.num_q_heads, self.num_kv_heads)
 
+    @property
+    def scratch_sizes(self) -> tuple[int, ...]:
+        """The arguments of select's scratch_floats."""
+        heads = (self.num_q_heads, self.num_kv_heads, int(self.rules.share == "group"))
+        return (self.batch, *heads, self.grid.num_q_blocks, self.grid.num_k_blocks)
+
     def thresholds(self, device: torch.device) -> Tensor:
         """fp32 [num_lists, 2]: a different value for each list and band, all 1 where `threshold` is 1."""
         steps = torch.linspace(0.6, 1.0, 2 * self.num_lists, device=device).reshape(2, -1).T

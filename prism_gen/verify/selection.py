@@ -83,9 +83,7 @@ def launch_select(kernel: Kernel, case: SelectCase, scored: Scored, thresholds: 
         guarded(rows, torch.int32, device),
         guarded((*rows[:2], 2, *rows[2:], grid.num_k_blocks), torch.int32, device) if probs else None,
     )
-    heads = (case.num_q_heads, case.num_kv_heads, int(case.rules.share == "group"))
-    sizes = (case.batch, *heads, grid.num_q_blocks, grid.num_k_blocks)
-    needed = kernel.scratch_floats(*sizes) if kernel.scratch_floats else 0
+    needed = kernel.scratch_floats(*case.scratch_sizes) if kernel.scratch_floats else 0
     scratch = torch.full((needed,), float("nan"), device=device) if needed else None
     lengths = (grid.block_size_q, grid.block_size_k, grid.seqlen_q, grid.seqlen_k)
     outputs = [buffer.view for buffer in (lists.block_indices, lists.block_counts, lists.wanted_counts)]

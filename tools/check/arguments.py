@@ -123,8 +123,7 @@ def _select_arguments(kernel: Kernel, device: torch.device) -> dict[str, Any]:
     grid, bands = BLOCKS.grid, bands_of(kernel.problem)
     q_mean, k_mean = BLOCKS.means(kernel.problem.head_dim, device)
     rows = (1, BLOCKS.num_q_heads, grid.num_q_blocks)
-    sizes = (1, BLOCKS.num_q_heads, BLOCKS.num_kv_heads, 0, grid.num_q_blocks, grid.num_k_blocks)
-    floats = kernel.scratch_floats(*sizes) if kernel.scratch_floats else 0
+    floats = kernel.scratch_floats(*BLOCKS.scratch_sizes) if kernel.scratch_floats else 0
     return {
         "q_mean": q_mean,
         "k_mean": k_mean,
