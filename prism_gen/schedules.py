@@ -45,31 +45,37 @@ def _rotate(head_dim: int, *, threads: int, min_ctas: int) -> Row:
 
 
 def _select(head_dim: int) -> Row:
-    def shape(words: int, *, rows: int, cluster: int, ctas_per_sm: int) -> SelectShape:
-        return SelectShape(words=words, tile_rows=rows, threads=256, cluster=cluster, ctas_per_sm=ctas_per_sm)
+    def shape(words: int, *, rows: int, cluster: int, ctas_per_sm: int, prepared: bool = False) -> SelectShape:
+        return SelectShape(
+            words=words, tile_rows=rows, threads=256, cluster=cluster, ctas_per_sm=ctas_per_sm, prepared=prepared
+        )
 
     schedule = SelectSchedule(
-        # Short rows: two CTAs for 16 of them while the GPU is not full, then no cluster to wait for.
+        # Short rows: two CTAs for 16 of them while the GPU is not full, then no cluster to wait for. Long rows: so many
+        # tiles read a key mean that its halves are worth a kernel. 256 words: four rows fill shared memory.
         plain=(
-            shape(4, rows=16, cluster=2, ctas_per_sm=3),
+            shape(4, rows=16, cluster=2, ctas_per_sm=2),
             shape(16, rows=16, cluster=1, ctas_per_sm=4),
-            shape(32, rows=16, cluster=2, ctas_per_sm=4),
-            shape(64, rows=16, cluster=2, ctas_per_sm=2),
+            shape(32, rows=16, cluster=2, ctas_per_sm=4 if head_dim <= 128 else 3, prepared=True),
+            shape(64, rows=16, cluster=2, ctas_per_sm=2, prepared=True),
+            shape(256, rows=16, cluster=4, ctas_per_sm=1, prepared=True),
         ),
         # The clusters are plain's: energies are added up in their order, and both kernels must give the same bits.
         head=(
             shape(4, rows=16, cluster=2, ctas_per_sm=2),
             shape(16, rows=16, cluster=1, ctas_per_sm=2),
-            shape(32, rows=16, cluster=2, ctas_per_sm=2),
-            shape(64, rows=16, cluster=2, ctas_per_sm=2),
+            shape(32, rows=16, cluster=2, ctas_per_sm=2, prepared=True),
+            shape(64, rows=16, cluster=2, ctas_per_sm=2, prepared=True),
+            shape(256, rows=16, cluster=4, ctas_per_sm=1, prepared=True),
         ),
         # 16 rows in a CTA: the heads of a group lie in one.
         group=(
             shape(16, rows=16, cluster=1, ctas_per_sm=2),
-            shape(32, rows=64, cluster=4, ctas_per_sm=1),
-            shape(64, rows=64, cluster=4, ctas_per_sm=1),
+            shape(32, rows=64, cluster=4, ctas_per_sm=1, prepared=True),
+            shape(64, rows=64, cluster=4, ctas_per_sm=1, prepared=True),
         ),
         scratch=shape(64, rows=16, cluster=1, ctas_per_sm=2),
+        group_scratch=shape(64, rows=64, cluster=1, ctas_per_sm=1),  # up to 64 heads
     )
     return Row("select", "sm90", {"head_dim": (head_dim,)}, schedule)
 
@@ -111,7 +117,10 @@ ROWS: tuple[Row, ...] = (
     _rotate(192, threads=192, min_ctas=4),
     _rotate(256, threads=256, min_ctas=3),
     _select(64),
+    _select(96),
     _select(128),
+    _select(192),
+    _select(256),
     # kv_stages fill shared memory beside Q, or hold four steps. 64: exponentials take as long as products, so two warps
     # a scheduler leave both idle; steps of 64 keys leave registers for a second team. 192 and 256: the accumulators
     # leave registers for 64 keys; at 256 a second Q tile would leave three slots, too few to load ahead. LONG: two CTAs

@@ -94,7 +94,7 @@ def select_call(kernel: Kernel, case: SelectCase, scored: Sequence[Tensor]) -> C
     """One launch of select on means and energies (q, k, q, k) into lists that hold every block."""
     grid, device = case.grid, scored[0].device
     rows = (case.batch, case.num_lists, grid.num_q_blocks)
-    floats = kernel.scratch_floats(*rows, grid.num_k_blocks) if kernel.scratch_floats else 0
+    floats = kernel.scratch_floats(*case.scratch_sizes) if kernel.scratch_floats else 0
     lists = (
         torch.empty(*rows, grid.num_k_blocks, dtype=torch.int32, device=device),
         torch.empty(rows, dtype=torch.int32, device=device),

@@ -29,7 +29,7 @@ class SelectShape(Struct, frozen=True, kw_only=True):
     """How rows of up to 32 * words key blocks are worked on.
 
     tile_rows: rows per cluster. threads: per CTA. cluster: CTAs that share the work on a tile: 1, 2, 4 or 8.
-    ctas_per_sm: that registers must allow.
+    ctas_per_sm: that registers must allow. prepared: means are split into halves once, by a kernel of its own before.
     """
 
     words: int
@@ -37,22 +37,25 @@ class SelectShape(Struct, frozen=True, kw_only=True):
     threads: int
     cluster: int
     ctas_per_sm: int
+    prepared: bool = False
 
     def type_name(self) -> str:
         """The C++ type."""
-        return f"prism::SelectShape<{self.words}, {self.tile_rows}, {self.threads}, {self.cluster}, {self.ctas_per_sm}>"
+        numbers = (self.words, self.tile_rows, self.threads, self.cluster, self.ctas_per_sm)
+        return f"prism::SelectShape<{', '.join(map(str, numbers))}, {str(self.prepared).lower()}>"
 
 
 class SelectSchedule(Struct, frozen=True, kw_only=True):
     """Shapes by rising words: lists of one q head under the paper's rules, under any rules, and lists of a group.
 
-    scratch: for rows longer than all of these, cluster 1.
+    scratch, group_scratch: for rows longer than all of these, and for lists of more heads, cluster 1.
     """
 
     plain: tuple[SelectShape, ...]
     head: tuple[SelectShape, ...]
     group: tuple[SelectShape, ...]
     scratch: SelectShape
+    group_scratch: SelectShape
 
 
 def _context(spec: KernelSpec) -> dict[str, Any]:
@@ -67,6 +70,7 @@ def _context(spec: KernelSpec) -> dict[str, Any]:
         "head_shapes": ", ".join(shape.type_name() for shape in schedule.head),
         "group_shapes": ", ".join(shape.type_name() for shape in schedule.group),
         "scratch_shape": schedule.scratch.type_name(),
+        "group_scratch_shape": schedule.group_scratch.type_name(),
     }
 
 

@@ -106,7 +106,8 @@ class CudaBackend:
         probs = None
         if with_probs:
             probs = torch.empty(batch, num_lists, 2, num_q_blocks, num_k_blocks, dtype=torch.int32, device=device)
-        num_floats = self._scratch_floats(*shape, num_k_blocks)
+        heads = (q_mean.shape[1], k_mean.shape[1], int(rules.share == "group"))
+        num_floats = self._scratch_floats(batch, *heads, num_q_blocks, num_k_blocks)
         scratch = WORKSPACE.scratch(device, num_floats) if num_floats else None
         self._select(
             q_mean,

@@ -91,9 +91,9 @@ class PooledKeys:
         return copy
 
     def pooled(self) -> tuple[Tensor, Tensor]:
-        """mean and energy of the tokens so far, contiguous."""
+        """mean and energy of the tokens so far: views, whose heads lie max_blocks apart."""
         num_means = -(-self.num_tokens // self.mean_tokens)
-        return self.mean[:, :, :num_means].contiguous(), self.energy[:, :, :num_means].contiguous()
+        return self.mean[:, :, :num_means], self.energy[:, :, :num_means]
 
     def check(self, k: Tensor, grid: BlockGrid) -> None:
         """k [batch, seqlen_k, num_kv_heads, head_dim] must go on where the cache ends, and fit.

@@ -53,6 +53,12 @@ class SelectCase:
         """Lists per query block."""
         return self.rules.num_lists(self.num_q_heads, self.num_kv_heads)
 
+    @property
+    def scratch_sizes(self) -> tuple[int, ...]:
+        """The arguments of select's scratch_floats."""
+        heads = (self.num_q_heads, self.num_kv_heads, int(self.rules.share == "group"))
+        return (self.batch, *heads, self.grid.num_q_blocks, self.grid.num_k_blocks)
+
     def thresholds(self, device: torch.device) -> Tensor:
         """fp32 [num_lists, 2]: a different value for each list and band, all 1 where `threshold` is 1."""
         steps = torch.linspace(0.6, 1.0, 2 * self.num_lists, device=device).reshape(2, -1).T
@@ -99,11 +105,14 @@ RULES = (
     (SelectRules(max_blocks=6), 0.9),
     (SelectRules(share="group", max_blocks=5), 0.95),
 )
+GROUP = SelectRules(share="group")  # below also of more heads than most shapes have rows for
 SELECT_CASES = (
     *(SelectCase(n, n, batch=1 + n % 2) for n in (1, 17, 63, 128, 129, 300, 641)),
     *(SelectCase(q, k, 128, 64) for q, k in ((129, 129), (64, 192), (100, 1000), (1, 2000), (1500, 1500))),
     *(SelectCase(q, k, 64, 64, batch=2) for q, k in ((65, 65), (63, 64), (200, 1029), (1999, 1999))),
     *(SelectCase(400, 900, num_q_heads=q, num_kv_heads=kv) for q, kv in GROUPS),
+    SelectCase(400, 900, num_q_heads=24, num_kv_heads=1, rules=GROUP),
+    SelectCase(300, 140_000, num_q_heads=40, num_kv_heads=1, rules=GROUP),
     *(SelectCase(4096, 4096, scores=s) for s in SCORES),
     *(SelectCase(2000, 2000, threshold=t) for t in (0.05, 0.5, 1.0)),
     *(SelectCase(2000, 2300, scores="flat", rules=rules) for rules in FORCED),
@@ -113,7 +122,7 @@ SELECT_CASES = (
     *(SelectCase(300, 150_000, 64, 64, num_q_heads=5, num_kv_heads=1, rules=rules, threshold=t) for rules, t in RULES),
     SelectCase(16384, 16384, 64, 64, num_q_heads=2, num_kv_heads=1, scores="flat"),
     SelectCase(32768, 32768, 128, 64, num_q_heads=2, num_kv_heads=1),
-    # Rows of 8192 and 16384 key blocks: longer than shared memory holds, so that the scratch path runs.
+    # Rows of 8192 key blocks fill shared memory, rows of 16384 take the scratch path.
     SelectCase(300, 1 << 19, 64, 64, num_q_heads=2, num_kv_heads=1),
     SelectCase(129, 1 << 20, 64, 64, num_q_heads=3, num_kv_heads=1, scores="flat"),
 )

@@ -42,8 +42,8 @@ struct CutoffSearch {
   CUTE_HOST_DEVICE CutoffSearch(uint32_t sum_target, CutoffStart const& start)
       : target(sum_target), low(0), high(start.bound), sum_low(0), sum_high(0), step(start.spread) {}
 
-  // Takes in the sum of all values >= probe. Returns true once the cut-off is known.
-  CUTE_HOST_DEVICE bool learn(uint32_t probe, uint32_t sum, Cutoff& cutoff) {
+  // Takes in the sum of all values >= probe.
+  CUTE_HOST_DEVICE void learn(uint32_t probe, uint32_t sum) {
     if (sum >= target) {
       low = probe;
       sum_low = sum;
@@ -51,6 +51,10 @@ struct CutoffSearch {
       high = probe;
       sum_high = sum;
     }
+  }
+
+  // Whether the cut-off is known: one value is left, or several equal ones.
+  CUTE_HOST_DEVICE bool settled(Cutoff& cutoff) const {
     // Two values in [low, high) would add up to 2 * low or more: a smaller sum is a single value, the one sought.
     uint32_t const mass = sum_low - sum_high;
     if (low > 0 && mass < 2 * low) {
@@ -60,6 +64,13 @@ struct CutoffSearch {
     if (high - low > 1) return false;
     cutoff = low == 0 ? kKeepAll : Cutoff{low, (target - sum_high + low - 1) / low};
     return true;
+  }
+
+  // Whether at most `count` values are left, a power of two; the number is not known better than that.
+  template <uint32_t count>
+  CUTE_HOST_DEVICE bool few() const {
+    static_assert((count & (count - 1)) == 0, "a shift");
+    return low > 0 && (sum_low - sum_high) / count < low;
   }
 
   // Where to look next, from turn 1 on.
@@ -96,14 +107,26 @@ struct CutoffSearch {
 };
 
 // The shortest prefix, in falling order, whose sum reaches target. target: 1 .. 2^30. guess: the first probe.
-// sum_at_least(x): the sum of all values >= x, for x >= 1, below 2^32.
-template <class SumAtLeast>
-CUTE_HOST_DEVICE Cutoff find_cutoff(uint32_t target, uint32_t guess, CutoffStart const& start, SumAtLeast const& sum_at_least) {
+// sum_at_least(x): the sum of all values >= x, for x >= 1, below 2^32. narrow(search): moves low and high together, once, when few values
+// are left between them.
+template <class SumAtLeast, class Narrow>
+CUTE_HOST_DEVICE Cutoff find_cutoff(uint32_t target, uint32_t guess, CutoffStart const& start, SumAtLeast const& sum_at_least,
+                                    Narrow const& narrow) {
+  constexpr uint32_t kFew = 128;  // simulated: with it 2 or 3 sums do for rows of 256 to 2048 values, flat or peaked, before and after
   CutoffSearch search(target, start);
   Cutoff cutoff = kKeepAll;
   uint32_t probe = search.inside(guess);
-  for (int turn = 1; !search.learn(probe, sum_at_least(probe), cutoff); ++turn) probe = search.next_probe(turn);
-  return cutoff;
+  bool narrowed = false;
+  for (int turn = 1;; ++turn) {
+    search.learn(probe, sum_at_least(probe));
+    if (search.settled(cutoff)) return cutoff;
+    if (!narrowed && search.few<kFew>()) {
+      narrow(search);
+      if (search.settled(cutoff)) return cutoff;
+      narrowed = true;
+    }
+    probe = search.next_probe(turn);
+  }
 }
 
 // The first `rank` values in falling order. bound: above every value. count_at_least(x): the number of values >= x, for x >= 1.

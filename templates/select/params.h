@@ -17,18 +17,22 @@ enum class SelectMode : int { kPlain, kHead, kGroup };
 // num_lists: num_q_heads, or num_kv_heads where a group shares its list.
 struct SelectParams {
   float const* q_mean;      // [batch, num_q_heads, num_q_blocks, head_dim]
-  float const* k_mean;      // [batch, num_kv_heads, num_k_blocks, head_dim]
+  float const* k_mean;      // [batch, num_kv_heads, k_capacity, head_dim], of which num_k_blocks are used
   float const* q_energy;    // [batch, num_q_heads, num_q_blocks, 3]: high band, low band, all dims
-  float const* k_energy;    // [batch, num_kv_heads, num_k_blocks, 3]
+  float const* k_energy;    // [batch, num_kv_heads, k_capacity, 3]
   float const* thresholds;  // [num_lists, 2]: high, low
   int32_t* block_indices;   // [batch, num_lists, num_q_blocks, max_blocks]
   int32_t* block_counts;    // [batch, num_lists, num_q_blocks]
   int32_t* wanted_counts;   // null, or like block_counts: what a row's rule chose, more than max_blocks where it fell back
   int32_t* probs;           // null, or [batch, num_lists, 2, num_q_blocks, num_k_blocks]
   float* scratch;           // null, or the scores of one tile per CTA
+  float* q_halves;          // null, or [batch, num_q_heads, num_q_blocks, head_dim]: the means as prepare.cuh leaves them
+  float* k_halves;          // null, or [batch, num_kv_heads], KeyHalves of each
+  float* q_totals;          // null, or [batch, num_q_heads, 3]: sums of q_energy over the blocks
+  float* k_totals;          // null, or [batch, num_kv_heads, 3]
   int batch, num_q_heads, num_kv_heads;
   int heads_per_list;       // 1, or num_q_heads / num_kv_heads
-  int num_q_blocks, num_k_blocks, max_blocks;
+  int num_q_blocks, num_k_blocks, k_capacity, max_blocks;
   int block_size_q, block_size_k;  // tokens
   int seqlen_q, prefix;            // tokens; query row r sees keys 0 .. r + prefix
   CutKind cut_kind;

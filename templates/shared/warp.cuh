@@ -22,4 +22,14 @@ CUTE_DEVICE float warp_max(float x) {
   return x;
 }
 
+// An inclusive prefix sum over the lanes.
+CUTE_DEVICE int warp_prefix_sum(int x, int lane) {
+  CUTE_UNROLL
+  for (int offset = 1; offset < kWarpSize; offset *= 2) {
+    int const other = __shfl_up_sync(kFullWarp, x, offset);
+    if (lane >= offset) x += other;
+  }
+  return x;
+}
+
 }  // namespace prism

@@ -123,7 +123,7 @@ def _select_arguments(kernel: Kernel, device: torch.device) -> dict[str, Any]:
     grid, bands = BLOCKS.grid, bands_of(kernel.problem)
     q_mean, k_mean = BLOCKS.means(kernel.problem.head_dim, device)
     rows = (1, BLOCKS.num_q_heads, grid.num_q_blocks)
-    floats = kernel.scratch_floats(*rows, grid.num_k_blocks) if kernel.scratch_floats else 0
+    floats = kernel.scratch_floats(*BLOCKS.scratch_sizes) if kernel.scratch_floats else 0
     return {
         "q_mean": q_mean,
         "k_mean": k_mean,

@@ -118,7 +118,8 @@ def _buffers(
         "lse": torch.full((1, heads[0], grid.seqlen_q), float("nan"), device=device),
         "tile_counter": torch.zeros(1, dtype=torch.int32, device=device),
     }
-    floats = select.scratch_floats(*rows, grid.num_k_blocks) if select.scratch_floats else 0
+    sizes = (1, *heads, int(rules.share == "group"), grid.num_q_blocks, grid.num_k_blocks)
+    floats = select.scratch_floats(*sizes) if select.scratch_floats else 0
     if floats:
         buffers["scratch"] = torch.empty(floats, device=device)
     return buffers

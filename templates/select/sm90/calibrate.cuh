@@ -34,7 +34,7 @@ struct EnergySums {
       int const side = task % sides, part = task / sides;
       int const num_blocks = side < heads ? p.num_q_blocks : p.num_k_blocks;
       float const* energy = side < heads ? p.q_energy + int64_t(q_row + side) * p.num_q_blocks * kComponents
-                                         : p.k_energy + int64_t(k_row) * p.num_k_blocks * kComponents;
+                                         : p.k_energy + int64_t(k_row) * p.k_capacity * kComponents;
       float sums[kComponents] = {};
       #pragma unroll 4
       for (int block = (rank * parts + part) * kWarpSize + lane; block < num_blocks; block += kCluster * parts * kWarpSize) {
@@ -61,12 +61,22 @@ struct EnergySums {
     }
   }
 
-  CUTE_DEVICE float total(int side, int c) const {
+  CUTE_DEVICE float total(int side, int c, int) const {
     float sum = 0.f;
     CUTE_UNROLL
     for (int cta = 0; cta < kCluster; ++cta) sum += cta_part[cta][side][c];
     return sum;
   }
+};
+
+// The same sums where prepare.cuh made them.
+struct PreparedSums {
+  float const *q, *k;  // of the list's first q head, and of its KV head
+
+  CUTE_DEVICE PreparedSums(SelectParams const& p, int q_row, int k_row)
+      : q(p.q_totals + q_row * kComponents), k(p.k_totals + k_row * kComponents) {}
+
+  CUTE_DEVICE float total(int side, int c, int heads) const { return side < heads ? q[side * kComponents + c] : k[c]; }
 };
 
 // r(X_z) / r(X) of method.md from energies added up over `blocks` blocks; the divisor is clamped: zeros give scores of 0.
@@ -94,13 +104,16 @@ CUTE_DEVICE float logit_scale(SelectParams const& p, Energies const& energies, i
   float q_ratio, k_ratio;
   if (kMayBePrefix && p.prefix_calibration) {
     float const* q_energy = p.q_energy + (int64_t(q_row + head) * p.num_q_blocks + q_block) * kComponents;
-    float const* k_energy = p.k_energy + int64_t(k_row) * p.num_k_blocks * kComponents;
+    float const* k_energy = p.k_energy + int64_t(k_row) * p.k_capacity * kComponents;
     int const seen = p.num_visible(q_block);
     q_ratio = band_ratio(__ldg(q_energy + band), __ldg(q_energy + kAllDims), 1.f, band_dims, kHeadDim);
     k_ratio = band_ratio(prefix_energy(k_energy, seen, band), prefix_energy(k_energy, seen, kAllDims), float(seen), band_dims, kHeadDim);
   } else {
-    q_ratio = band_ratio(energies.total(head, band), energies.total(head, kAllDims), float(p.num_q_blocks), band_dims, kHeadDim);
-    k_ratio = band_ratio(energies.total(heads, band), energies.total(heads, kAllDims), float(p.num_k_blocks), band_dims, kHeadDim);
+    auto const ratio = [&](int side, int blocks) {
+      return band_ratio(energies.total(side, band, heads), energies.total(side, kAllDims, heads), float(blocks), band_dims, kHeadDim);
+    };
+    q_ratio = ratio(head, p.num_q_blocks);
+    k_ratio = ratio(heads, p.num_k_blocks);
   }
   return kLog2e / (sqrtf(band_dims) * fmaxf(sqrtf(band_dims / kHeadDim) * q_ratio * k_ratio, kMinTau));
 }

@@ -4,6 +4,7 @@
 #include "select/cutoff.h"
 #include "select/params.h"
 #include "select/sm90/row.cuh"
+#include "select/sm90/size_sums.cuh"
 
 namespace prism {
 
@@ -39,8 +40,8 @@ CUTE_DEVICE Exponentials exponentiate(Row& row, float scale) {
 
 // Of a fixed-point row. largest: its largest value, up to the 2^-22 by which exp2 may be wrong. centre, width: of its values.
 CUTE_DEVICE CutoffStart cutoff_start(uint32_t largest, float centre, float width) {
-  constexpr float kLeastSpread = 0.02f;  // octaves
-  return {largest + (largest >> 16) + 2, centre, width, fmaxf(0.5f * width, kLeastSpread)};
+  constexpr float kLeastSpread = 0.01f, kSpread = 0.3f;  // octaves; of the width. Simulated: of few sums the fewest
+  return {largest + (largest >> 16) + 2, centre, width, fmaxf(kSpread * width, kLeastSpread)};
 }
 
 // Values to p_fix = round(value * unit). top: the largest value, up to rounding. A NaN row becomes all zeros.
@@ -89,8 +90,9 @@ struct CutRule {
 };
 
 // The cut-off of a fixed-point row. A mass of 1 or more (or NaN) keeps all. kAnyKind: false where it is known to be top-p.
-template <bool kAnyKind, class Row>
-CUTE_DEVICE Cutoff row_cutoff(Row const& row, CutoffStart const& start, CutRule const& rule, int num_visible) {
+// narrow(search): see find_cutoff.
+template <bool kAnyKind, class Row, class Narrow>
+CUTE_DEVICE Cutoff rule_cutoff(Row const& row, CutoffStart const& start, CutRule const& rule, int num_visible, Narrow const& narrow) {
   if (kAnyKind && rule.kind != CutKind::kTopP) {
     float const count = rule.kind == CutKind::kTopK ? rule.threshold : rule.threshold * float(num_visible);
     return rank_cutoff(row, __float2uint_ru(count), start.bound);
@@ -98,26 +100,27 @@ CUTE_DEVICE Cutoff row_cutoff(Row const& row, CutoffStart const& start, CutRule 
   if (!(rule.threshold < 1.f)) return kKeepAll;
   uint32_t const target = __float2uint_ru(rule.threshold * float(kFixedOne));
   if (target == 0) return kKeepNone;
-  return find_cutoff(target, guess_cutoff(start, rule.quantile), start, [&](uint32_t x) {
-    uint32_t sums[kParts] = {};
-    row.visit([&](int, uint32_t p, int part) { add_if_at_least(sums[part], p, x); });
-    return __reduce_add_sync(kFullWarp, (sums[0] + sums[1]) + (sums[2] + sums[3]));
-  });
+  auto const sum_at_least = [&](uint32_t x) {
+    uint32_t parts[kParts] = {};
+    row.visit([&](int, uint32_t p, int part) { add_if_at_least(parts[part], p, x); });
+    return __reduce_add_sync(kFullWarp, (parts[0] + parts[1]) + (parts[2] + parts[3]));
+  };
+  return find_cutoff(target, guess_cutoff(start, rule.quantile), start, sum_at_least, narrow);
+}
+
+// With memory of this warp's for the last step, or without: more sums are then taken.
+template <bool kAnyKind, class Row>
+CUTE_DEVICE Cutoff row_cutoff(Row const& row, CutoffStart const& start, CutRule const& rule, int num_visible, SizeSums& sums) {
+  return rule_cutoff<kAnyKind>(row, start, rule, num_visible, [&](CutoffSearch& search) { sums.narrow(row, search); });
+}
+template <bool kAnyKind, class Row>
+CUTE_DEVICE Cutoff row_cutoff(Row const& row, CutoffStart const& start, CutRule const& rule, int num_visible) {
+  return rule_cutoff<kAnyKind>(row, start, rule, num_visible, [](CutoffSearch&) {});
 }
 
 // The lowest `count` set bits of x.
 CUTE_DEVICE uint32_t lowest_bits(uint32_t x, int count) {
   for (int drop = __popc(x) - count; drop > 0; --drop) x &= ~(0x80000000u >> __clz(int(x)));
-  return x;
-}
-
-// An inclusive prefix sum over the lanes.
-CUTE_DEVICE int warp_prefix_sum(int x, int lane) {
-  CUTE_UNROLL
-  for (int offset = 1; offset < kWarpSize; offset *= 2) {
-    int const other = __shfl_up_sync(kFullWarp, x, offset);
-    if (lane >= offset) x += other;
-  }
   return x;
 }
 

@@ -10,6 +10,7 @@
 #include "select/sm90/calibrate.cuh"
 #include "select/sm90/cut.cuh"
 #include "select/sm90/emit.cuh"
+#include "select/sm90/prepare.cuh"
 #include "select/sm90/scores.cuh"
 #include "shared/arch_guard.h"
 #include "shared/cluster.cuh"
@@ -22,7 +23,7 @@
 namespace prism {
 
 // Config: HighBand, LowBand, kHeadDim, and a shape: kTileRows, kThreads, kCluster, kCtasPerSm, kWords of 32 columns in the longest
-// row that registers hold.
+// row, kPrepared.
 template <class Config, SelectMode kMode>
 struct SelectKernel {
   using High = typename Config::HighBand;
@@ -32,6 +33,8 @@ struct SelectKernel {
   static constexpr int kTileRows = Config::kTileRows;
   static constexpr int kThreads = Config::kThreads;
   static constexpr int kCluster = Config::kCluster;
+  static constexpr bool kPrepared = Config::kPrepared;
+  static constexpr int kWide = 1;
   static constexpr int kLeastWords = 2 * kStepWords;  // both bands of a row, each read in whole steps
   static constexpr int kWords = Config::kWords < kLeastWords ? kLeastWords : Config::kWords;  // that a row has room for
   static constexpr bool kGroup = kMode == SelectMode::kGroup, kPlain = kMode == SelectMode::kPlain;
@@ -39,10 +42,15 @@ struct SelectKernel {
   static constexpr int kCtaRows = kTileRows / kCluster;     // rows of a tile that a CTA owns
   static constexpr int kMaxHeads = kGroup ? kCtaRows : 1;   // q heads of a list: their rows lie in one CTA
 
-  using Row = RegisterRow<kWords>;
+  // A lane has registers for so many words; a longer row stays in shared memory.
+  static constexpr int kMostRegisterWords = 64;
+  static constexpr bool kInRegisters = kWords <= kMostRegisterWords;
+  using Row = std::conditional_t<kInRegisters, RegisterRow<kInRegisters ? kWords : kMostRegisterWords>, MemoryRow>;
   using Energies = EnergySums<kMaxHeads + 1, kWarps, kCluster>;
+  struct NoEnergies {};
 
-  static_assert(kTileRows % kMmaRows == 0 && kCtaRows % kHalfRows == 0 && kThreads % kWarpSize == 0);
+  static_assert(kTileRows % kMmaRows == 0 && kThreads % kWarpSize == 0);
+  static_assert(kCtaRows % kHalfRows == 0 || kHalfRows % kCtaRows == 0, "a CTA's rows must not straddle half tiles");
   static_assert(kCluster == 1 || kCluster == 2 || kCluster == 4 || kCluster == 8, "the portable cluster sizes");
 
   // Row r of a tile is owned by CTA r / kCtaRows and stands there for query block (r % kCtaRows) / heads and head r % heads.
@@ -54,10 +62,14 @@ struct SelectKernel {
   };
 
   struct SharedStorage {
-    QueryFragments<High, kTileRows> q_high;
+    union {
+      QueryFragments<High, kTileRows> q_high;
+      SizeSums sums[kWarps];  // once the scores of the high band are there
+    };
     QueryFragments<Low, kTileRows> q_low;
     float row_down[kTileRows];  // undoes the scaling of a row's q mean
-    Energies energies;
+    std::conditional_t<kPrepared, NoEnergies, Energies> energies;
+    float scales[kMaxHeads][kBands];  // with kPrepared: from a score of a list's head to its logit, but for prefix calibration
     cutlass::arch::ClusterTransactionBarrier full;  // the scores of a phase have arrived here
     cutlass::arch::ClusterBarrier free;             // every warp of the cluster has read the scores of its rows
     Tile tile;                                      // here, because registers are short while scores are computed
@@ -100,14 +112,11 @@ struct SelectKernel {
     return masks_offset<kInScratch>() + words * int64_t(sizeof(uint32_t));
   }
 
-  // Longest rows first; the lists of a KV group side by side, so that their k_mean meets in L2.
-  CUTE_DEVICE static Tile tile_at(SelectParams const& p, int index) {
-    int const lists = p.num_lists(), all_lists = p.batch * lists;
-    int const row_tile = num_row_tiles(p) - 1 - index / all_lists;
-    int const list_row = index % all_lists, batch = list_row / lists, list = list_row % lists;
-    int const kv_head = list / (lists / p.num_kv_heads), tile_blocks = kCluster * cta_blocks(p), first = row_tile * tile_blocks;
-    return {list, list_row, batch * p.num_q_heads + list * heads(p), batch * p.num_kv_heads + kv_head, first,
-            min(tile_blocks, p.num_q_blocks - first)};
+  // Tiles are counted by their list first, so that the lists of a KV head meet in L2 with its k_mean; then by rows, longest first.
+  CUTE_DEVICE static Tile tile_at(SelectParams const& p, int list, int row_place, int batch) {
+    int const lists = p.num_lists(), list_row = batch * lists + list, tile_blocks = kCluster * cta_blocks(p);
+    int const first = (num_row_tiles(p) - 1 - row_place) * tile_blocks;
+    return {list, list_row, list_row * heads(p), list_row / (lists / p.num_kv_heads), first, min(tile_blocks, p.num_q_blocks - first)};
   }
 
   // Where the block means and energies of a tile's row are, in blocks; rows that stand for nothing repeat others.
@@ -119,14 +128,23 @@ struct SelectKernel {
 
   // Stages the tile's q means, and leaves this CTA's part of the sums of energies.
   CUTE_DEVICE static void stage(SelectParams const& p, SharedStorage& shared, Tile const& tile, int rank) {
-    shared.energies.sum(p, tile.q_row, tile.k_row, heads(p), rank);
-    auto const mean = [&](int row) { return p.q_mean + block_of_row(p, tile, row) * kHeadDim; };
+    if constexpr (kPrepared) {
+      for (int i = threadIdx.x; i < heads(p) * kBands; i += kThreads) {
+        PreparedSums const sums(p, tile.q_row, tile.k_row);
+        shared.scales[i / kBands][i % kBands] = logit_scale<High::kDims, Low::kDims, kHeadDim, false>(
+            p, sums, i % kBands, i / kBands, heads(p), tile.q_row, tile.k_row, 0);
+      }
+    } else {
+      shared.energies.sum(p, tile.q_row, tile.k_row, heads(p), rank);
+    }
+    float const* q_mean = kPrepared ? p.q_halves : p.q_mean;
+    auto const mean = [&](int row) { return q_mean + block_of_row(p, tile, row) * kHeadDim; };
     auto const scale = [&](int row) {
       return half_scale(__ldg(p.q_energy + block_of_row(p, tile, row) * kComponents + kAllDims));
     };
     auto const up = [&](int row) { return scale(row).up; };
-    shared.q_high.template stage<kThreads>(mean, up);
-    shared.q_low.template stage<kThreads>(mean, up);
+    shared.q_high.template stage<kThreads, kPrepared>(mean, up);
+    shared.q_low.template stage<kThreads, kPrepared>(mean, up);
     for (int row = threadIdx.x; row < kTileRows; row += kThreads) shared.row_down[row] = scale(row).down;
   }
 
@@ -134,18 +152,21 @@ struct SelectKernel {
   template <class Band, bool kInScratch>
   CUTE_DEVICE static void score_columns(QueryFragments<Band, kTileRows> const& q, SelectParams const& p, int num_cols, float* rows,
                                         SharedStorage& shared, int rank, int first, int step) {
-    using Unit = ScoreUnit<Band, kTileRows, kHeadDim>;
+    using Unit = ScoreUnit<Band, kTileRows, kHeadDim, kPrepared, kWide>;
     auto const stride = row_stride<kInScratch>(p.num_k_blocks);
-    float const* k_mean = p.k_mean + int64_t(shared.tile.k_row) * p.num_k_blocks * kHeadDim;
-    float const* k_energy = p.k_energy + int64_t(shared.tile.k_row) * p.num_k_blocks * kComponents;
-    int const num_units = num_groups(num_cols) * kUnitsPerGroup, lane = threadIdx.x % kWarpSize;
+    float const* k_mean = kPrepared ? p.k_halves + shared.tile.k_row * KeyHalves<kHeadDim>::head_floats(p.num_k_blocks)
+                                    : p.k_mean + int64_t(shared.tile.k_row) * p.k_capacity * kHeadDim;
+    float const* k_energy = p.k_energy + int64_t(shared.tile.k_row) * p.k_capacity * kComponents;
+    int const num_units = num_groups(num_cols) * Unit::kPerGroup, lane = threadIdx.x % kWarpSize;
     #pragma unroll 1
     for (int unit = rank * step + first; unit < num_units; unit += step * kCluster) {
-      int const group = unit / kUnitsPerGroup, part = unit % kUnitsPerGroup;
-      float* place = rows + group * kGroupCols + part * kUnitCols + lane % 4 * kGroupWords + lane / 4 * stride;
-      Unit::run(q, k_mean, k_energy, group, part, num_cols, [&](int half_tile, float4 const& scores) {
-        int const owner = half_tile * kHalfRows / kCtaRows, row = half_tile * kHalfRows % kCtaRows;
-        float* target = place + row * stride;
+      int const group = unit / Unit::kPerGroup, place_in_group = unit % Unit::kPerGroup;
+      // Where CTAs own fewer rows than a half tile has, its lanes send to several.
+      int const own_row = lane / 4 % kCtaRows, own_rank = lane / 4 / kCtaRows;
+      float* place = rows + group * kGroupCols + place_in_group * Unit::kCols + lane % 4 * kGroupWords + own_row * stride;
+      Unit::run(q, k_mean, k_energy, group, place_in_group, num_cols, [&](int half_tile, int part, float4 const& scores) {
+        int const owner = half_tile * kHalfRows / kCtaRows + own_rank, row = half_tile * kHalfRows % kCtaRows;
+        float* target = place + part * kLanesCols + row * stride;
         if constexpr (kCluster == 1) *reinterpret_cast<float4*>(target) = scores;
         else store_async(cluster_address(target, owner), scores, cluster_address(&shared.full, owner));
       });
@@ -156,9 +177,17 @@ struct SelectKernel {
   template <class AnyRow>
   CUTE_DEVICE static CutoffStart probabilities(SelectParams const& p, SharedStorage const& shared, int band, int row_index,
                                               AnyRow& row, float* scores, int stride, int num_visible, int q_block, int lane) {
+    int const q_row = shared.tile.q_row, k_row = shared.tile.k_row;
     auto const scale = [&](int head) {
-      return logit_scale<High::kDims, Low::kDims, kHeadDim, !kPlain>(p, shared.energies, band, head, heads(p), shared.tile.q_row,
-                                                            shared.tile.k_row, q_block) * shared.row_down[row_index + head];
+      float const down = shared.row_down[row_index + head];
+      if constexpr (kPrepared) {
+        if (kPlain || !p.prefix_calibration) return shared.scales[head][band] * down;
+        PreparedSums const sums(p, q_row, k_row);
+        return down * logit_scale<High::kDims, Low::kDims, kHeadDim, true>(p, sums, band, head, heads(p), q_row, k_row, q_block);
+      } else {
+        return down * logit_scale<High::kDims, Low::kDims, kHeadDim, !kPlain>(p, shared.energies, band, head, heads(p), q_row, k_row,
+                                                                            q_block);
+      }
     };
     if constexpr (!kGroup) return fix_row(row, scale(0));
     Exponentials e{};
@@ -185,9 +214,9 @@ struct SelectKernel {
 
   // Adds the columns that a cut-off keeps to the list's bit mask, and to a second one what fits where the list may overflow.
   template <class AnyRow>
-  CUTE_DEVICE static void keep(SelectParams const& p, AnyRow const& row, CutoffStart const& start, CutRule const& rule, int band,
-                               int num_visible, int q_block, uint32_t* mask, uint32_t* fitting, int lane) {
-    Cutoff cutoff = row_cutoff<!kPlain>(row, start, rule, num_visible);
+  CUTE_DEVICE static void keep(SelectParams const& p, AnyRow const& row, CutoffStart const& start, CutRule const& rule, SizeSums& sums,
+                               int band, int num_visible, int q_block, uint32_t* mask, uint32_t* fitting, int lane) {
+    Cutoff cutoff = row_cutoff<!kPlain>(row, start, rule, num_visible, sums);
     #pragma unroll 1
     for (uint32_t* target = mask;; target = fitting) {
       int const count = kept_words(row, cutoff, num_visible, lane, [&](int word, uint32_t kept) {
@@ -219,12 +248,12 @@ struct SelectKernel {
         float* scores = rows + row_index * stride + (band - first_band) * kBandFloats;
         AnyRow row(scores, num_visible, lane);
         bool const last = index + kWarps >= blocks;
-        if (!kGroup && last && owes_free) free_rows(shared, lane), owes_free = false;
-        CutoffStart const start = probabilities(p, shared, band, rank * kCtaRows + row_index, row, scores, stride, num_visible,
-                                               q_block, lane);
-        if (kGroup && last && owes_free) free_rows(shared, lane), owes_free = false;
+        if (!kGroup && kInRegisters && last && owes_free) free_rows(shared, lane), owes_free = false;
+        CutoffStart const start = probabilities(p, shared, band, rank * kCtaRows + row_index, row, scores, stride, num_visible, q_block,
+                                             lane);
+        if (kGroup && kInRegisters && last && owes_free) free_rows(shared, lane), owes_free = false;
         uint32_t* mask = masks + index * words;
-        keep(p, row, start, rule, band, num_visible, q_block, mask, mask + blocks * words, lane);
+        keep(p, row, start, rule, shared.sums[warp], band, num_visible, q_block, mask, mask + blocks * words, lane);
         if (!kPlain && p.probs != nullptr) {
           int64_t const out_row = (int64_t(tile.list_row) * kBands + band) * p.num_q_blocks + q_block;
           write_probs(row, p.probs + out_row * p.num_k_blocks, num_visible, p.num_k_blocks, lane);
@@ -240,11 +269,10 @@ struct SelectKernel {
     if (lane < kCluster) shared.free.arrive(uint32_t(lane));
   }
 
-  // The lists of this CTA. rows: a list is put together in the memory of its first row of scores.
-  template <bool kInScratch>
-  CUTE_DEVICE static void emit_rows(SelectParams const& p, Tile const& tile, uint32_t const* masks, float* rows, int rank) {
+  // The lists of this CTA.
+  CUTE_DEVICE static void emit_rows(SelectParams const& p, Tile const& tile, uint32_t const* masks, int rank) {
     __syncwarp();  // lanes read words that others wrote; a list's mask is read by the warp that wrote it
-    int const stride = row_stride<kInScratch>(p.num_k_blocks), words = mask_words(p.num_k_blocks), blocks = cta_blocks(p);
+    int const words = mask_words(p.num_k_blocks), blocks = cta_blocks(p);
     for (int index = cutlass::canonical_warp_idx_sync(); index < blocks; index += kWarps) {
       if (rank * blocks + index >= tile.num_blocks) break;
       int const q_block = tile.first_block + rank * blocks + index;
@@ -255,31 +283,27 @@ struct SelectKernel {
         if (wanted > p.max_blocks) mask += blocks * words;  // what fits
       }
       int64_t const out_row = int64_t(tile.list_row) * p.num_q_blocks + q_block;
-      auto* list = reinterpret_cast<int32_t*>(rows + index * heads(p) * stride);
-      emit_list(p, out_row, q_block, wanted, list, [&](int word) { return word < words ? mask[word] : 0u; });
+      emit_list(p, out_row, q_block, wanted, [&](int word) { return word < words ? mask[word] : 0u; });
     }
   }
 
   // rows: of scores, in scratch or in shared memory.
   template <bool kInScratch>
-  CUTE_DEVICE static void run_tile(SelectParams const& p, int index, SharedStorage& shared, uint32_t* masks, float* rows,
+  CUTE_DEVICE static void run_tile(SelectParams const& p, Tile const& tile, SharedStorage& shared, uint32_t* masks, float* rows,
                                    int rank) {
     int const warp = cutlass::canonical_warp_idx_sync();
-    {
-      Tile const tile = tile_at(p, index);
-      if (threadIdx.x == 0) shared.tile = tile;
-      stage(p, shared, tile, rank);
-    }
+    if (threadIdx.x == 0) shared.tile = tile;
+    stage(p, shared, tile, rank);
     __syncthreads();
     if constexpr (kCluster > 1) cute::cluster_wait();  // every CTA runs, and its barriers are ready
-    shared.energies.share(heads(p), rank, shared.full);
+    if constexpr (!kPrepared) shared.energies.share(heads(p), rank, shared.full);
     bool const both = !kInScratch && both_bands(p.num_k_blocks);
     #pragma unroll 1
     for (int band = 0; band < kBands; band += both ? kBands : 1) {
       int const num_cols = p.num_visible(shared.tile.first_block + shared.tile.num_blocks - 1);
       if (kCluster > 1 && threadIdx.x == 0) {
         int const scores = num_groups(num_cols) * kGroupCols * kCtaRows * (both ? kBands : 1);
-        int const floats = scores + (band == 0 ? Energies::num_shared(heads(p)) : 0);
+        int const floats = scores + (band == 0 && !kPrepared ? Energies::num_shared(heads(p)) : 0);
         arrive_and_expect_at(shared.full, uint32_t(floats * sizeof(float)));
       }
       if (band > 0) {  // until the scores of the band before are read
@@ -297,7 +321,7 @@ struct SelectKernel {
       else __syncthreads();
       select_rows<kInScratch>(p, shared, band, both ? kBands : band + 1, rows, masks, rank);
     }
-    emit_rows<kInScratch>(p, shared.tile, masks, rows, rank);
+    emit_rows(p, shared.tile, masks, rank);
   }
 
   template <bool kInScratch>
@@ -322,11 +346,14 @@ struct SelectKernel {
       int const tiles = int(num_tiles(p));
       #pragma unroll 1
       for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
-        run_tile<kInScratch>(p, index, shared, masks, rows, 0);
+        int const lists = p.num_lists(), rest = index / lists;
+        Tile const tile = tile_at(p, index % lists, rest % num_row_tiles(p), rest / num_row_tiles(p));
+        run_tile<kInScratch>(p, tile, shared, masks, rows, 0);
         __syncthreads();  // the next tile's numbers overwrite this one's
       }
     } else {
-      run_tile<kInScratch>(p, blockIdx.x / kCluster, shared, masks, rows, kCluster > 1 ? cluster_rank() : 0);
+      Tile const tile = tile_at(p, blockIdx.x / kCluster, blockIdx.y, blockIdx.z);
+      run_tile<kInScratch>(p, tile, shared, masks, rows, kCluster > 1 ? cluster_rank() : 0);
     }
   }
 };

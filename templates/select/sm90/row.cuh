@@ -90,57 +90,69 @@ class RegisterRow {
   int num_words_;
 };
 
-// A row left in scratch: any length. Only its own warp touches it.
+// A row left in memory, shared or global: any length. Only its own warp touches it, a group of words at a time.
 class MemoryRow {
  public:
   CUTE_DEVICE MemoryRow(float* scores, int num_visible, int lane)
-      : scores_(scores), lane_(lane), num_words_((num_visible + 31) / 32) {
-    for (int word = num_visible / kWarpSize; word < padded_words(); ++word) {
-      if (word * kWarpSize + lane >= num_visible) at(word) = __float_as_uint(-INFINITY);
+      : groups_(reinterpret_cast<uint4*>(scores) + lane), num_words_((num_visible + 31) / 32) {
+    int const partial = num_visible / kGroupCols;
+    if (partial == num_groups()) return;  // no hidden columns
+    uint4 v = groups_[partial * kWarpSize];
+    uint32_t* four = &v.x;
+    CUTE_UNROLL
+    for (int i = 0; i < kGroupWords; ++i) {
+      if ((partial * kGroupWords + i) * kWarpSize + lane >= num_visible) four[i] = __float_as_uint(-INFINITY);
     }
+    groups_[partial * kWarpSize] = v;
   }
 
   template <class F>
   CUTE_DEVICE void update(F const& f) {
-    for (int first = 0; first < num_words_; first += kParts) {
+    #pragma unroll 2
+    for (int group = 0; group < num_groups(); ++group) {
+      uint4 v = groups_[group * kWarpSize];
+      uint32_t* four = &v.x;
       CUTE_UNROLL
-      for (int i = 0; i < kParts; ++i) at(first + i) = f(first + i, at(first + i), i);
+      for (int i = 0; i < kGroupWords; ++i) four[i] = f(group * kGroupWords + i, four[i], i % kParts);
+      groups_[group * kWarpSize] = v;
     }
   }
 
   template <class F>
   CUTE_DEVICE void visit(F const& f) const {
-    visit_words(0, num_words_, f);
+    #pragma unroll 4
+    for (int group = 0; group < num_groups(); ++group) {
+      uint4 const v = groups_[group * kWarpSize];
+      uint32_t const four[] = {v.x, v.y, v.z, v.w};
+      CUTE_UNROLL
+      for (int i = 0; i < kGroupWords; ++i) f(group * kGroupWords + i, four[i], i % kParts);
+    }
   }
 
   template <class F>
   CUTE_DEVICE void each_batch(F const& f) const {
+    constexpr int kBatchGroups = kBatchWords / kGroupWords;
     for (int batch = 0; batch * kBatchWords < num_words_; ++batch) {
       f(batch, [&](auto const& add_bit) {
         uint32_t bits = 0;
-        int const end = min(kBatchWords, num_words_ - batch * kBatchWords);
-        for (int i = 0; i < end; ++i) add_bit(bits, at(batch * kBatchWords + i), i);
+        CUTE_UNROLL
+        for (int group = 0; group < kBatchGroups; ++group) {
+          if (batch * kBatchGroups + group >= num_groups()) break;
+          uint4 const v = groups_[(batch * kBatchGroups + group) * kWarpSize];
+          uint32_t const four[] = {v.x, v.y, v.z, v.w};
+          CUTE_UNROLL
+          for (int i = 0; i < kGroupWords; ++i) add_bit(bits, four[i], group * kGroupWords + i);
+        }
         return bits;
       });
     }
   }
 
  private:
-  CUTE_DEVICE int padded_words() const { return (num_words_ + kParts - 1) / kParts * kParts; }
+  CUTE_DEVICE int num_groups() const { return (num_words_ + kGroupWords - 1) / kGroupWords; }
 
-  CUTE_DEVICE uint32_t& at(int word) const { return row_value(scores_, word, lane_); }
-
-  template <class F>
-  CUTE_DEVICE void visit_words(int begin, int end, F const& f) const {
-    #pragma unroll 2
-    for (int first = begin; first < end; first += kParts) {
-      CUTE_UNROLL
-      for (int i = 0; i < kParts; ++i) f(first + i, at(first + i), i);
-    }
-  }
-
-  float* scores_;
-  int lane_, num_words_;
+  uint4* groups_;  // this lane's
+  int num_words_;
 };
 
 }  // namespace prism
