@@ -12,8 +12,18 @@ from typing import Any
 
 import msgspec
 
+from prism_gen.arch import arch
 from prism_gen.errors import UnsupportedError
-from prism_gen.families import AttendSchedule, PoolSchedule, RotateSchedule, SelectSchedule, SelectShape
+from prism_gen.families import (
+    AttendSchedule,
+    PoolSchedule,
+    RotateSchedule,
+    ScoreSchedule,
+    SelectSchedule,
+    SelectShape,
+    SubpoolSchedule,
+    score,
+)
 from prism_gen.families.attend import smem_bytes
 from prism_gen.spec import KernelSpec
 
@@ -28,6 +38,8 @@ ATTEND_Q_STAGES = (1, 2)
 FEWER_KV_STAGES = (0, 1)  # the deepest ring that fits, and one slot less
 WARP_GROUP_ROWS = 64  # M of wgmma
 MIN_KV_STAGES = 4  # a K and a V tile at work and as many on their way
+SUBPOOL_THREADS = (128, 256, 512)
+SCORE_WARP_GROUPS = (2, 3, 4)
 SELECT_CTAS_PER_SM = (-1, 0, 1)  # beside the default of each shape
 
 
@@ -105,11 +117,28 @@ def _select(spec: KernelSpec) -> list[Any]:
     return found
 
 
+def _subpool(_spec: KernelSpec) -> list[Any]:
+    return [SubpoolSchedule(threads=threads) for threads in SUBPOOL_THREADS]
+
+
+def _score(spec: KernelSpec) -> list[Any]:
+    """Warp groups that share a tile of sub-columns, and the ring as deep as shared memory allows or a little less."""
+    found = []
+    for warp_groups, fewer in product(SCORE_WARP_GROUPS, FEWER_KV_STAGES):
+        used = warp_groups * score.ROWS_PER_WARP_GROUP * spec.problem.head_dim * score.MEAN_BYTES + score.METADATA_BYTES
+        tile = score.TILE_COLUMNS * spec.problem.head_dim * score.MEAN_BYTES
+        k_stages = (arch(spec.arch).smem_limit_bytes - used) // tile - fewer
+        found.append(ScoreSchedule(warp_groups=warp_groups, k_stages=k_stages))
+    return found
+
+
 FAMILY_CANDIDATES: dict[str, Callable[[KernelSpec], list[Any]]] = {
     "pool": _pool,
     "rotate": _rotate,
     "select": _select,
     "attend": _attend,
+    "subpool": _subpool,
+    "score": _score,
 }
 
 

@@ -35,6 +35,8 @@ _FAMILY_WORK = {
     "pool": "means and energies",
     "rotate": "RoPE and means",
     "select": "scores, chosen blocks",
+    "subpool": "means of sub-blocks",
+    "score": "attention among means, chosen blocks",
     "attend": "sparse attention",
 }
 

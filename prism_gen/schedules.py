@@ -8,7 +8,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from prism_gen.errors import UnsupportedError
-from prism_gen.families import AttendSchedule, PoolSchedule, RotateSchedule, SelectSchedule, SelectShape
+from prism_gen.families import (
+    AttendSchedule,
+    PoolSchedule,
+    RotateSchedule,
+    ScoreSchedule,
+    SelectSchedule,
+    SelectShape,
+    SubpoolSchedule,
+)
 from prism_gen.spec import KernelSpec, Problem, Struct
 
 # Both two-byte types run the same code at the same tile sizes.
@@ -80,6 +88,20 @@ def _select(head_dim: int) -> Row:
     return Row("select", "sm90", {"head_dim": (head_dim,)}, schedule)
 
 
+def _subpool(head_dim: int, *, threads: int) -> Row:
+    facts: Facts = {"dtype": TWO_BYTE_DTYPES, "head_dim": (head_dim,)}
+    return Row("subpool", "sm90", facts, SubpoolSchedule(threads=threads))
+
+
+def _score(head_dim: int, *, warp_groups: int, k_stages: int) -> Row:
+    facts: Facts = {
+        "head_dim": (head_dim,),
+        "rows_per_block": (2, 4, 8, 16, 32),  # of blocks of 32 to 128 tokens, in sub-blocks of 4 to 16
+        "columns_per_block": (4, 8, 16, 32),
+    }
+    return Row("score", "sm90", facts, ScoreSchedule(warp_groups=warp_groups, k_stages=k_stages))
+
+
 def _attend(head_dim: int, lists: Lists, *, tile_n: int, kv_stages: int, **others: int) -> Row:
     """others: fields of AttendSchedule that differ from these defaults."""
     facts: Facts = {
@@ -121,6 +143,11 @@ ROWS: tuple[Row, ...] = (
     _select(128),
     _select(192),
     _select(256),
+    _subpool(64, threads=256),
+    _subpool(128, threads=256),
+    # Four warp groups fill the registers, k_stages shared memory or what hides its latency.
+    _score(64, warp_groups=4, k_stages=8),
+    _score(128, warp_groups=4, k_stages=5),
     # kv_stages fill shared memory beside Q, or hold four steps. 64: exponentials take as long as products, so two warps
     # a scheduler leave both idle; steps of 64 keys leave registers for a second team. 192 and 256: the accumulators
     # leave registers for 64 keys; at 256 a second Q tile would leave three slots, too few to load ahead. LONG: two CTAs

@@ -10,11 +10,19 @@ from collections.abc import Sequence
 from prism_gen.arch import arch as arch_row
 from prism_gen.dtypes import dtype as dtype_row
 from prism_gen.errors import UnsupportedError
-from prism_gen.families import AttendProblem, PoolProblem, RotateProblem, SelectProblem
+from prism_gen.families import (
+    FAMILIES,
+    AttendProblem,
+    PoolProblem,
+    RotateProblem,
+    ScoreProblem,
+    SelectProblem,
+    SubpoolProblem,
+)
 from prism_gen.model import ModelSpec
 from prism_gen.rope import Bands, bands, governing_block_size
 from prism_gen.schedules import kernel_spec
-from prism_gen.spec import KernelSpec
+from prism_gen.spec import KernelSpec, Problem
 from prism_gen.sub_blocks import SubBlocks, sub_blocks
 
 
@@ -55,6 +63,40 @@ def attend_problem(model: ModelSpec, block_size: tuple[int, int]) -> AttendProbl
     )
 
 
+def score_problem(model: ModelSpec, block_size: tuple[int, int], fine: SubBlocks) -> ScoreProblem:
+    """What score computes for `model` with these sub-blocks at one (q, k) block size."""
+    return ScoreProblem(
+        head_dim=model.head_dim,
+        rows_per_block=block_size[0] // fine.q,
+        columns_per_block=block_size[1] // fine.k,
+    )
+
+
+def layer_problems(model: ModelSpec, block_size: tuple[int, int]) -> dict[str, Problem]:
+    """Family -> what it computes for a full-attention layer of `model` at one (q, k) block size.
+
+    Raises: UnsupportedError as block_pair_scoring does, and where rotate would have to pool sub-blocks.
+    """
+    scoring = block_pair_scoring(model, block_size)
+    attend = attend_problem(model, block_size)
+    if isinstance(scoring, SubBlocks):
+        if model.selection.fused_rope:
+            raise UnsupportedError(
+                f"fused_rope with estimator {model.selection.estimator!r}: rotate pools whole blocks",
+                exists='fused_rope with estimator "paper"',
+                fix="leave fused_rope out of the prism object, or choose the other estimator",
+            )
+        subpool = SubpoolProblem(dtype=model.dtype, head_dim=model.head_dim)
+        return {"subpool": subpool, "score": score_problem(model, block_size, scoring), "attend": attend}
+    high, low = tuple(scoring.high_dims), tuple(scoring.low_dims)
+    problems: dict[str, Problem] = {
+        "pool": PoolProblem(dtype=model.dtype, head_dim=model.head_dim, high_dims=high, low_dims=low),
+        "select": SelectProblem(head_dim=model.head_dim, high_dims=high, low_dims=low),
+        "attend": attend,
+    }
+    return problems | ({"rotate": rotate_problem(model, scoring)} if model.selection.fused_rope else {})
+
+
 def specialize(model: ModelSpec, archs: Sequence[str]) -> tuple[KernelSpec, ...]:
     """Every kernel that `model` needs on `archs`, each once: pools, rotates, selects, attends.
 
@@ -70,18 +112,7 @@ def specialize(model: ModelSpec, archs: Sequence[str]) -> tuple[KernelSpec, ...]
     specs: list[KernelSpec] = []
     for arch in archs:
         arch_row(arch)
-        pools, rotates, selects, attends = [], [], [], []
-        for pair in model.selection.block_sizes:
-            attends.append(kernel_spec("attend", arch, attend_problem(model, pair)))
-            split = block_pair_scoring(model, pair)
-            if isinstance(split, SubBlocks):  # no kernel scores these yet
-                continue
-            high, low = tuple(split.high_dims), tuple(split.low_dims)
-            pool = PoolProblem(dtype=model.dtype, head_dim=model.head_dim, high_dims=high, low_dims=low)
-            pools.append(kernel_spec("pool", arch, pool))
-            if model.selection.fused_rope:
-                rotates.append(kernel_spec("rotate", arch, rotate_problem(model, split)))
-            select = SelectProblem(head_dim=model.head_dim, high_dims=high, low_dims=low)
-            selects.append(kernel_spec("select", arch, select))
-        specs += [*pools, *rotates, *selects, *attends]
+        layers = [layer_problems(model, pair) for pair in model.selection.block_sizes]
+        for name in FAMILIES:
+            specs += [kernel_spec(name, arch, problems[name]) for problems in layers if name in problems]
     return tuple(dict.fromkeys(specs))

@@ -24,12 +24,12 @@ sys.path.insert(0, str(ROOT))  # runs from a checkout, without installation
 import torch  # noqa: E402
 
 from prism_gen.runtime.environment import environment  # noqa: E402
-from prism_gen.verify import numerics, selection  # noqa: E402
+from prism_gen.verify import numerics, selection, subblock  # noqa: E402
 from prism_gen.verify.kernels import Kernel, bundle_kernels  # noqa: E402
 from prism_gen.verify.reference_kernels import reference_kernels  # noqa: E402
 from prism_gen.verify.report import DeviceLostError, Report, current_case, current_path, emit  # noqa: E402
 from tools.check import arguments as wrong_arguments  # noqa: E402
-from tools.check import attend_speed, build, graph, pool_speed, power, sanitizer, select_speed  # noqa: E402
+from tools.check import attend_speed, build, graph, pool_speed, power, sanitizer, score_speed, select_speed  # noqa: E402
 from tools.check.options import SANITIZED, Options, parse  # noqa: E402
 from tools.check.table import print_failures, print_table, read_records  # noqa: E402
 
@@ -37,6 +37,7 @@ FIGURES = {
     "attend_speed": attend_speed.run,
     "pool_speed": pool_speed.run,
     "select_speed": select_speed.run,
+    "score_speed": score_speed.run,
     "power": power.run,
 }
 # Sections that run an attend kernel behind its pool and select, whatever --only leaves out.
@@ -82,6 +83,8 @@ def run_section(options: Options, arguments: list[str]) -> int:
                 wrong_arguments.run(kernels, report)
         elif section == "select":
             selection.run(kernels, report, quick=options.quick)
+        elif section == "subblock":
+            subblock.run(kernels, report, quick=options.quick)
         elif section == "graph":
             graph.run(kernels, report, quick=options.quick)
         elif section in FIGURES:

@@ -12,7 +12,8 @@ from prism_gen.render import render, template_root
 from prism_gen.specialize import specialize
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
-# Half-split RoPE with unequal blocks, and interleaved partial RoPE: the two ways in which bands become chunks.
+# Half-split RoPE with unequal blocks, and interleaved partial RoPE: the two ways in which bands become chunks. And the
+# estimator that has no bands.
 MODELS = {
     "half-split-d128": ModelSpec(
         name="half-split",
@@ -32,6 +33,16 @@ MODELS = {
         dtype="fp16",
         rope=RopeSpec(rotary_dim=32, interleaved=True),
         selection=SelectionSpec(block_sizes=((64, 64),), fused_rope=True),
+        layer_kinds=("full",),
+    ),
+    "sub-blocks-d128": ModelSpec(
+        name="sub-blocks",
+        num_q_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        dtype="bf16",
+        rope=RopeSpec(rotary_dim=128),
+        selection=SelectionSpec(block_sizes=((128, 64),), estimator="subblock", sub_block_q=4),
         layer_kinds=("full",),
     ),
 }

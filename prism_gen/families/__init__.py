@@ -15,10 +15,12 @@ from prism_gen.families.attend import ATTEND, AttendProblem, AttendSchedule
 from prism_gen.families.family import Family
 from prism_gen.families.pool import POOL, PoolProblem, PoolSchedule
 from prism_gen.families.rotate import ROTATE, RotateProblem, RotateSchedule
+from prism_gen.families.score import SCORE, ScoreProblem, ScoreSchedule
 from prism_gen.families.select import SELECT, SelectProblem, SelectSchedule, SelectShape
+from prism_gen.families.subpool import SUBPOOL, SubpoolProblem, SubpoolSchedule
 from prism_gen.spec import KernelSpec
 
-FAMILIES: dict[str, Family] = {row.name: row for row in (POOL, ROTATE, SELECT, ATTEND)}
+FAMILIES: dict[str, Family] = {row.name: row for row in (POOL, ROTATE, SELECT, SUBPOOL, SCORE, ATTEND)}
 
 __all__ = [
     "FAMILIES",
@@ -29,9 +31,13 @@ __all__ = [
     "PoolSchedule",
     "RotateProblem",
     "RotateSchedule",
+    "ScoreProblem",
+    "ScoreSchedule",
     "SelectProblem",
     "SelectSchedule",
     "SelectShape",
+    "SubpoolProblem",
+    "SubpoolSchedule",
     "context",
     "decode_spec",
     "family",

@@ -28,7 +28,6 @@ from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.load import Bundle
 from prism_gen.runtime.packages import FromPackage
 from prism_gen.runtime.pooled_keys import PooledKeys
-from prism_gen.runtime.reference_pool import compute_dtype
 from prism_gen.runtime.results import Output, Stats
 from prism_gen.runtime.selection import Selection
 from prism_gen.runtime.thresholds import ThresholdLike, Thresholds, choose_thresholds, make_thresholds
@@ -167,7 +166,8 @@ class PrismAttention(FromPackage):
             block_size=self.block_size[1],
             sub_block_size=self.scoring.k if isinstance(self.scoring, SubBlocks) else None,
             device=like.device,
-            dtype=compute_dtype(like),
+            k_multiple=self.backend.means.k_multiple,
+            dtype=self.backend.means.dtype_of(like),
         )
 
     def pool(self, q: Tensor, k: Tensor, *, pooled_keys: PooledKeys | None = None) -> Pooled:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from prism_gen.rope import Bands
 from prism_gen.runtime import reference, reference_subblock
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.pooled_keys import PooledKeys
-from prism_gen.runtime.reference_pool import pool, pool_chunk
+from prism_gen.runtime.reference_pool import compute_dtype, pool, pool_chunk
 from prism_gen.runtime.reference_rotate import rotate
 from prism_gen.runtime.rules import PAPER_RULES, SelectRules
 from prism_gen.runtime.selection import Selection
@@ -34,6 +35,27 @@ class Pooled(NamedTuple):
     q_energy: Tensor
     k_energy: Tensor
     grid: BlockGrid
+
+
+class MeansFormat(NamedTuple):
+    """How a backend holds means. dtype: None is reference_pool.compute_dtype of what is pooled.
+
+    k_multiple: there is room for a multiple of so many means of k.
+    """
+
+    dtype: torch.dtype | None = None
+    k_multiple: int = 1
+
+    def dtype_of(self, x: Tensor) -> torch.dtype:
+        """Of the means of x."""
+        return compute_dtype(x) if self.dtype is None else self.dtype
+
+    def num_means(self, num_tokens: int, mean_tokens: int) -> int:
+        """Room for the means of num_tokens tokens of k, each of mean_tokens."""
+        return -(-num_tokens // (mean_tokens * self.k_multiple)) * self.k_multiple
+
+
+OWN_FORMAT = MeansFormat()  # of whole blocks, and of the reference
 
 
 class BeforeRope(NamedTuple):
@@ -63,6 +85,11 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """ "cuda" or "reference"."""
+        ...
+
+    @property
+    def means(self) -> MeansFormat:
+        """How its Pooled and a PooledKeys for it hold means."""
         ...
 
     def pool(self, q: Tensor, k: Tensor, grid: BlockGrid, cache: PooledKeys | None = None) -> Pooled:
@@ -101,6 +128,7 @@ class ReferenceBackend:
     interleaved: bool
     rules: SelectRules = PAPER_RULES
     name: str = "reference"
+    means: MeansFormat = OWN_FORMAT
 
     def pool(self, q: Tensor, k: Tensor, grid: BlockGrid, cache: PooledKeys | None = None) -> Pooled:
         """See Backend.pool."""

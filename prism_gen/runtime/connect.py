@@ -17,6 +17,7 @@ from prism_gen.model_config import load_model_config
 from prism_gen.rope import Bands
 from prism_gen.runtime.backend import Backend, ReferenceBackend
 from prism_gen.runtime.cuda import CudaBackend
+from prism_gen.runtime.cuda_subblock import CudaSubBlockBackend
 from prism_gen.runtime.load import Bundle, load_bundle
 from prism_gen.runtime.resolve import Resolution, build_command, layer_requests, resolve
 from prism_gen.runtime.rules import SelectRules
@@ -115,25 +116,22 @@ def connect(
         return Connection(ReferenceBackend(scoring, model.rope.interleaved, rules), scoring, None, ())
     if backend != "cuda":
         raise UnsupportedError(f"no backend {backend!r}", exists=", ".join(BACKENDS), fix="choose one of these")
-    if isinstance(scoring, SubBlocks):
-        raise UnsupportedError(
-            f"no kernels for estimator {model.selection.estimator!r}",
-            exists="the paper's estimator on cuda; both on the reference backend",
-            fix='choose backend="reference", or estimator "paper"',
-        )
     cuda = cuda_device(device)
     if bundle is None:
         raise ConfigError("the cuda backend was asked for without a bundle of kernels", fix="give the path of a bundle")
     arch = bundle.arch_for(torch.cuda.get_device_capability(cuda), torch.cuda.get_device_name(cuda))
     command = build_command(model, arch, block_size, config=subject.config, out=str(bundle.path))
-    requests = layer_requests(model, arch, block_size)._asdict()
     chosen = {
         name: resolve(bundle.manifest.kernels, request, build_command=command)
-        for name, request in requests.items()
-        if request is not None
+        for name, request in layer_requests(model, arch, block_size).items()
     }
     modules = {name: bundle.module(resolution.entry) for name, resolution in chosen.items()}
-    return Connection(CudaBackend(**modules, rules=rules), scoring, cuda, tuple(chosen.values()))
+    opened = (
+        CudaSubBlockBackend(**modules, sub_blocks=scoring, rules=rules)
+        if isinstance(scoring, SubBlocks)
+        else CudaBackend(**modules, rules=rules)
+    )
+    return Connection(opened, scoring, cuda, tuple(chosen.values()))
 
 
 def model_rules(selection: SelectionSpec) -> SelectRules:

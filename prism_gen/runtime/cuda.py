@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prism_gen.errors import UnsupportedError
-from prism_gen.runtime.backend import BeforeRope, Pooled
+from prism_gen.runtime.backend import OWN_FORMAT, BeforeRope, Pooled
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.pooled_keys import PooledKeys
 from prism_gen.runtime.rules import PAPER_RULES, SelectRules
@@ -56,6 +56,7 @@ class CudaBackend:
     """Launches the kernels that resolve.py chose."""
 
     name = "cuda"
+    means = OWN_FORMAT
 
     def __init__(
         self, *, pool: Any, select: Any, attend: Any, rotate: Any | None = None, rules: SelectRules = PAPER_RULES
@@ -99,10 +100,7 @@ class CudaBackend:
         batch, num_q_blocks, num_k_blocks = q_mean.shape[0], q_mean.shape[2], k_mean.shape[2]
         num_lists = rules.num_lists(q_mean.shape[1], k_mean.shape[1])
         shape = (batch, num_lists, num_q_blocks)
-        max_blocks = num_k_blocks if rules.max_blocks is None else min(rules.max_blocks, num_k_blocks)
-        indices = torch.empty(*shape, max_blocks, dtype=torch.int32, device=device)
-        counts = torch.empty(shape, dtype=torch.int32, device=device)
-        wanted = torch.empty_like(counts) if max_blocks < num_k_blocks else None
+        indices, counts, wanted = empty_lists(shape, num_k_blocks, rules.max_blocks, device)
         probs = None
         if with_probs:
             probs = torch.empty(batch, num_lists, 2, num_q_blocks, num_k_blocks, dtype=torch.int32, device=device)
@@ -128,22 +126,43 @@ class CudaBackend:
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, selection: Selection, *, softmax_scale: float, return_lse: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """See Backend.attend. out is contiguous whatever the strides of q."""
-        batch, seqlen_q, num_heads, _ = q.shape
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        lse = torch.empty(batch, num_heads, seqlen_q, dtype=torch.float32, device=q.device) if return_lse else None
-        self._attend(
-            q,
-            k,
-            v,
-            out,
-            lse,
-            selection.block_indices,
-            selection.block_counts,
-            softmax_scale,
-            WORKSPACE.tile_counter(q.device),
-        )
-        return out, lse
+        """See Backend.attend."""
+        return launch_attend(self._attend, q, k, v, selection, softmax_scale=softmax_scale, return_lse=return_lse)
+
+
+class Lists(NamedTuple):
+    """Where a kernel writes its lists of blocks. wanted: None where they cannot overflow."""
+
+    indices: Tensor
+    counts: Tensor
+    wanted: Tensor | None
+
+
+def empty_lists(shape: tuple[int, int, int], num_k_blocks: int, max_blocks: int | None, device: torch.device) -> Lists:
+    """Room for lists of shape (batch, num_lists, num_q_blocks), of at most max_blocks (None: all key blocks)."""
+    capacity = num_k_blocks if max_blocks is None else min(max_blocks, num_k_blocks)
+    indices = torch.empty(*shape, capacity, dtype=torch.int32, device=device)
+    counts = torch.empty(shape, dtype=torch.int32, device=device)
+    return Lists(indices, counts, torch.empty_like(counts) if capacity < num_k_blocks else None)
+
+
+def launch_attend(
+    attend: Callable[..., None],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    selection: Selection,
+    *,
+    softmax_scale: float,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Backend.attend by an attend kernel's exported function. out is contiguous whatever the strides of q."""
+    batch, seqlen_q, num_heads, _ = q.shape
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(batch, num_heads, seqlen_q, dtype=torch.float32, device=q.device) if return_lse else None
+    lists = (selection.block_indices, selection.block_counts)
+    attend(q, k, v, out, lse, *lists, softmax_scale, WORKSPACE.tile_counter(q.device))
+    return out, lse
 
 
 class _PoolOutputs(NamedTuple):

@@ -98,11 +98,12 @@ def pool(q: Tensor, k: Tensor, kernels: str) -> tuple[Tensor, Tensor, Tensor, Te
 @pool.register_fake
 def _(q: Tensor, k: Tensor, kernels: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     attention = registered(kernels)
-    scoring, dtype = attention.scoring, compute_dtype(q)
-    sizes, num_energies = attention.block_size, NUM_ENERGIES
+    scoring, means_format = attention.scoring, attention.backend.means
+    sizes, num_energies, dtype = attention.block_size, NUM_ENERGIES, means_format.dtype_of(q)
     if isinstance(scoring, SubBlocks):
         sizes, num_energies = (scoring.q, scoring.k), 0
-    rows = [(x.shape[0], x.shape[2], -(-x.shape[1] // size)) for x, size in zip((q, k), sizes, strict=True)]
+    counts = (-(-q.shape[1] // sizes[0]), means_format.num_means(k.shape[1], sizes[1]))
+    rows = [(x.shape[0], x.shape[2], count) for x, count in zip((q, k), counts, strict=True)]
     means = [q.new_empty(*row, q.shape[3], dtype=dtype) for row in rows]
     energies = [q.new_empty(*row, num_energies, dtype=dtype) for row in rows]
     return means[0], means[1], energies[0], energies[1]

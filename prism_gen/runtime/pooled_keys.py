@@ -17,10 +17,11 @@ class PooledKeys:
     """Means and energies of the key blocks of a batch of sequences that grow together, for one layer.
 
     num_tokens: keys pooled so far. mean_tokens: of one mean: a block, or a sub-block. mean: [batch, num_kv_heads,
-    max_means, head_dim]; energy: [batch, num_kv_heads, max_means, 3, or 0 of sub-blocks]; both fp32 (fp64 for the exact
-    reference), of the first num_tokens tokens. A mean whose tokens are not complete is of those that are there, and
-    the next chunk goes on from its sums: the bits are those that pooling all keys at once gives, whatever the chunks
-    were. Memory, as a share of a bf16 KV cache at head_dim 128: 0.8 % in blocks of 128, 12.5 % in sub-blocks of 8.
+    max_means, head_dim]; energy: [batch, num_kv_heads, max_means, 3, or 0 of sub-blocks]; of the first num_tokens
+    tokens, fp32 (fp64 for the exact reference; fp16 for the kernels of the subblock estimator). A mean whose tokens are
+    not complete is of those that are there, and the next chunk goes on from its sums: the bits are those that pooling
+    all keys at once gives, whatever the chunks were. Memory, as a share of a bf16 KV cache at head_dim 128: 0.8 % in
+    blocks of 128; in sub-blocks of 8 12.5 %, or half of that as fp16.
     """
 
     def __init__(
@@ -32,18 +33,20 @@ class PooledKeys:
         max_tokens: int,
         block_size: int,
         sub_block_size: int | None = None,
+        k_multiple: int = 1,
         device: torch.device | None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         """An empty cache. max_tokens, block_size, sub_block_size (None: means are of whole blocks): tokens.
 
-        Use PrismAttention.pooled_keys, which knows the model.
+        k_multiple: max_means is one (backend.MeansFormat). Use PrismAttention.pooled_keys, which knows the model.
         """
         self.block_size = block_size
         self.max_tokens = max_tokens
         self.num_tokens = 0
         self.mean_tokens = sub_block_size or block_size
-        rows = (batch, num_kv_heads, -(-max_tokens // self.mean_tokens))
+        self.k_multiple = k_multiple
+        rows = (batch, num_kv_heads, -(-max_tokens // (self.mean_tokens * k_multiple)) * k_multiple)
         self.mean = torch.zeros(*rows, head_dim, dtype=dtype, device=device)
         self.energy = torch.zeros(*rows, 0 if sub_block_size else 3, dtype=dtype, device=device)
         # A launch reads the sums of the block it goes on with from one and leaves those of its last block in the other.
@@ -81,6 +84,7 @@ class PooledKeys:
             max_tokens=max_tokens,
             block_size=self.block_size,
             sub_block_size=None if self.energy.shape[-1] else self.mean_tokens,
+            k_multiple=self.k_multiple,
             device=self.mean.device,
             dtype=self.mean.dtype,
         )

@@ -11,11 +11,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from prism_gen.errors import ResolveError
-from prism_gen.families import PoolProblem, SelectProblem
 from prism_gen.manifest import KernelEntry
 from prism_gen.model import ModelSpec
-from prism_gen.rope import Bands
-from prism_gen.specialize import attend_problem, block_pair_bands, rotate_problem
+from prism_gen.specialize import layer_problems
 
 
 class Request(NamedTuple):
@@ -44,28 +42,13 @@ class Resolution(NamedTuple):
     trace: tuple[Verdict, ...]
 
 
-class LayerRequests(NamedTuple):
-    """The kernels of one layer; rotate only where the model's selection asks for it."""
+def layer_requests(model: ModelSpec, arch: str, block_size: tuple[int, int]) -> dict[str, Request]:
+    """Family -> its request, for a full-attention layer of `model` at block_size (q tokens, k tokens).
 
-    pool: Request
-    select: Request
-    attend: Request
-    rotate: Request | None
-
-
-def layer_requests(model: ModelSpec, arch: str, block_size: tuple[int, int]) -> LayerRequests:
-    """The requests of a full-attention layer of `model` at block_size (q tokens, k tokens).
-
-    Raises: UnsupportedError as rope.bands does.
+    Raises: UnsupportedError as layer_problems does.
     """
-    bands: Bands = block_pair_bands(model, block_size)
-    dims: dict[str, Any] = {"head_dim": model.head_dim, "high_dims": bands.high_dims, "low_dims": bands.low_dims}
-    return LayerRequests(
-        Request("pool", arch, PoolProblem(dtype=model.dtype, **dims)),
-        Request("select", arch, SelectProblem(**dims)),
-        Request("attend", arch, attend_problem(model, block_size)),
-        Request("rotate", arch, rotate_problem(model, bands)) if model.selection.fused_rope else None,
-    )
+    problems = layer_problems(model, block_size)
+    return {family: Request(family, arch, problem) for family, problem in problems.items()}
 
 
 def resolve(entries: Iterable[KernelEntry], request: Request, *, build_command: str) -> Resolution:

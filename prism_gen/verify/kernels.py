@@ -26,7 +26,7 @@ Launch = Callable[..., object]
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel: its spec, its raw export, and what else it exports: select's scratch_floats, rotate's rotate_only."""
+    """One kernel: its spec and raw export; what else it exports: select's and score's scratch_floats, rotate_only."""
 
     spec: KernelSpec
     launch: Launch
@@ -76,6 +76,6 @@ def bundle_kernels(path: Path) -> list[Kernel]:
 def bundle_kernel(bundle: Bundle, entry: KernelEntry) -> Kernel:
     """One kernel of a loaded bundle, opened. Raises: BundleError as Bundle.module does."""
     module = bundle.module(entry)
-    scratch = module.get_function("scratch_floats") if entry.spec.family == "select" else None
+    scratch = module.get_function("scratch_floats") if entry.spec.family in ("select", "score") else None
     alone = module.get_function("rotate_only") if entry.spec.family == "rotate" else None
     return Kernel(entry.spec, module.get_function(entry.spec.family), scratch, alone)

@@ -72,12 +72,14 @@ def error_limit(torch_error: float) -> float:
     return ERROR_FACTOR * torch_error + ERROR_FLOOR
 
 
-def rows_off_the_cut(chosen: Tensor, exact_probs: Tensor, thresholds: Tensor, grid: BlockGrid) -> Tensor:
+def rows_off_the_cut(
+    chosen: Tensor, exact_probs: Tensor, thresholds: Tensor, grid: BlockGrid, *, eps: float = CUT_EPS
+) -> Tensor:
     """Rows of one band's choice that rounding of a cut-off cannot explain.
 
-    chosen bool and exact_probs float64 [..., num_q_heads, 2, num_q_blocks, num_k_blocks]; thresholds [num_q_heads, 2].
-    A choice is explained when, up to CUT_EPS, it holds the strongest blocks, reaches the threshold, and would miss it
-    without its weakest block. Returns bool [..., num_q_heads, 2, num_q_blocks].
+    chosen bool and exact_probs float64 [..., num_lists, bands, num_q_blocks, num_k_blocks]; thresholds [num_lists,
+    bands]. A choice is explained when, up to eps, it holds the strongest blocks, reaches the threshold, and would miss
+    it without its weakest block. Returns bool [..., num_lists, bands, num_q_blocks].
     """
     visible = visible_blocks(grid, chosen.device)
     limit = thresholds.double()[..., None]
@@ -85,8 +87,8 @@ def rows_off_the_cut(chosen: Tensor, exact_probs: Tensor, thresholds: Tensor, gr
     weakest = exact_probs.masked_fill(~chosen, math.inf).amin(-1)
     strongest_left = exact_probs.masked_fill(chosen | ~visible, -math.inf).amax(-1)
     all_kept = ~(visible & ~chosen).any(-1)
-    reaches = all_kept | (mass >= limit - CUT_EPS)
-    needed = (limit >= 1.0) | (mass - weakest < limit + CUT_EPS)
-    ordered = weakest >= strongest_left - CUT_EPS
+    reaches = all_kept | (mass >= limit - eps)
+    needed = (limit >= 1.0) | (mass - weakest < limit + eps)
+    ordered = weakest >= strongest_left - eps
     hidden_chosen = (chosen & ~visible).any(-1)
     return hidden_chosen | ~(reaches & needed & ordered)

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from prism_gen import rope
 from prism_gen.errors import UnsupportedError
-from prism_gen.families import AttendProblem, PoolProblem, RotateProblem, SelectProblem
+from prism_gen.families import AttendProblem, PoolProblem, RotateProblem, ScoreProblem, SelectProblem, SubpoolProblem
 from prism_gen.model import RopeSpec, SelectionSpec
 from prism_gen.runtime import reference
 from prism_gen.runtime.grid import BlockGrid
@@ -25,12 +24,14 @@ from prism_gen.runtime.selection import Selection
 from prism_gen.schedules import kernel_spec
 from prism_gen.spec import KernelSpec, Problem
 from prism_gen.verify.kernels import Kernel, bands_of
+from prism_gen.verify.reference_subblock_kernels import ReferenceScore, reference_subpool, write_lists
 
 # The head dims and block sizes the reference stands in for: a small set that still takes every code path of a check.
 REFERENCE_DTYPES = ("bf16", "fp16")
 REFERENCE_HEAD_DIM = 64
 REFERENCE_ROPES = ((REFERENCE_HEAD_DIM, False), (REFERENCE_HEAD_DIM // 2, True))  # rotary_dim, interleaved
 REFERENCE_BLOCKS = ((128, 128, 1), (128, 64, 1), (64, 64, 1), (32, 64, 4))  # q tokens, k tokens, heads per list
+REFERENCE_SUB_BLOCKS = ((8, 8), (32, 4))  # in a query block, in a key block
 
 
 def reference_kernels() -> list[Kernel]:
@@ -61,7 +62,19 @@ def reference_kernels() -> list[Kernel]:
         for dtype in REFERENCE_DTYPES
         for q, k, heads_per_list in REFERENCE_BLOCKS
     ]
-    problems: dict[str, Sequence[Problem]] = {"pool": pools, "rotate": rotates, "select": [select], "attend": attends}
+    subpools = [SubpoolProblem(dtype=dtype, head_dim=REFERENCE_HEAD_DIM) for dtype in REFERENCE_DTYPES]
+    scores = [
+        ScoreProblem(head_dim=REFERENCE_HEAD_DIM, rows_per_block=rows, columns_per_block=columns)
+        for rows, columns in REFERENCE_SUB_BLOCKS
+    ]
+    problems: dict[str, Sequence[Problem]] = {
+        "pool": pools,
+        "rotate": rotates,
+        "select": [select],
+        "subpool": subpools,
+        "score": scores,
+        "attend": attends,
+    }
     return [reference_kernel(kernel_spec(family, "sm90", p)) for family, some in problems.items() for p in some]
 
 
@@ -74,11 +87,15 @@ def reference_kernel(spec: KernelSpec) -> Kernel:
         return _reference_rotate(spec)
     if spec.family == "select":
         return Kernel(spec, _ReferenceSelect(problem), lambda *_: 0)
+    if spec.family == "subpool":
+        return Kernel(spec, reference_subpool)
+    if spec.family == "score":
+        return Kernel(spec, ReferenceScore(problem), lambda *_: 0)
     if spec.family == "attend":
         return Kernel(spec, _ReferenceAttend(problem))
     raise UnsupportedError(
         f"no plain-torch stand-in for a kernel of the family {spec.family!r}",
-        exists="pool, rotate, select, attend",
+        exists="pool, rotate, select, subpool, score, attend",
         fix="add one to prism_gen/verify/reference_kernels.py",
     )
 
@@ -182,14 +199,7 @@ class _ReferenceSelect:
             grid=BlockGrid(seqlen_q, seqlen_k, block_size_q, block_size_k),
             rules=SelectRules.of_kernel_arguments(*rules, max_blocks=block_indices.shape[-1]),
         )
-        block_counts.copy_(chosen.block_counts)
-        if wanted_counts is not None and chosen.wanted_counts is not None:
-            wanted_counts.copy_(chosen.wanted_counts)
-        width = chosen.block_indices.shape[-1]
-        used = torch.arange(width, device=block_counts.device) < block_counts[..., None]
-        block_indices[..., :width] = torch.where(used, chosen.block_indices, block_indices[..., :width])
-        if probs is not None and chosen.probs is not None:
-            probs.copy_(chosen.probs)
+        write_lists(chosen, block_indices, block_counts, wanted_counts, probs)
 
 
 class _ReferenceAttend:

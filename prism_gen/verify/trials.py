@@ -11,7 +11,7 @@ from itertools import chain
 
 import torch
 
-from prism_gen.verify import numerics, pooling, rotation, selection
+from prism_gen.verify import numerics, pooling, rotation, selection, subblock
 from prism_gen.verify.kernels import Kernel, of_family
 from prism_gen.verify.problem import make_problem, prepare_launch
 from prism_gen.verify.report import Findings, Trial
@@ -60,10 +60,20 @@ def _rotate_trials(kernel: Kernel, _kernels: list[Kernel], device: torch.device,
     return rotation.trials(kernel, device, quick=quick)
 
 
+def _subpool_trials(kernel: Kernel, _kernels: list[Kernel], device: torch.device, *, quick: bool) -> Iterator[Trial]:
+    return subblock.subpool_trials(kernel, device, quick=quick)
+
+
+def _score_trials(kernel: Kernel, _kernels: list[Kernel], device: torch.device, *, quick: bool) -> Iterator[Trial]:
+    return subblock.score_trials(kernel, device, quick=quick)
+
+
 FAMILY_TRIALS: dict[str, Callable[..., Iterator[Trial]]] = {
     "pool": _pool_trials,
     "rotate": _rotate_trials,
     "select": _select_trials,
+    "subpool": _subpool_trials,
+    "score": _score_trials,
     "attend": _attend_trials,
 }
 

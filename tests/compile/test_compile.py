@@ -38,6 +38,8 @@ EXPORTS = {
     "pool": ("pool",),
     "rotate": ("rotate", "rotate_only"),
     "select": ("select", "scratch_floats"),
+    "subpool": ("subpool",),
+    "score": ("score", "scratch_floats"),
     "attend": ("attend",),
 }
 
@@ -53,6 +55,12 @@ def _with_rotate(model: ModelSpec) -> ModelSpec:
     return msgspec.structs.replace(model, selection=msgspec.structs.replace(model.selection, fused_rope=True))
 
 
+def _with_sub_blocks(model: ModelSpec) -> ModelSpec:
+    """The model under another name, with the other estimator."""
+    selection = msgspec.structs.replace(model.selection, estimator="subblock", sub_block_q=4)
+    return msgspec.structs.replace(model, name=f"{model.name}-fine", selection=selection)
+
+
 @pytest.fixture(scope="module")
 def bundle(toolchain, tmp_path_factory) -> Path:
     """Qwen3-8B at 128x128 (head_dim 128) and SmolLM2-135M at 64x64 (head_dim 64), compiled for sm90."""
@@ -62,10 +70,11 @@ def bundle(toolchain, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def kernels(toolchain, bundle) -> tuple[KernelEntry, ...]:
     """Entries of the built bundle."""
-    models = [
-        _with_rotate(load_model_config(MODELS / "qwen3-8b.json", block_sizes=((128, 128),))),
-        _with_rotate(load_model_config(MODELS / "smollm2-135m-instruct.json", block_sizes=((64, 64),))),
+    plain = [
+        load_model_config(MODELS / "qwen3-8b.json", block_sizes=((128, 128),)),
+        load_model_config(MODELS / "smollm2-135m-instruct.json", block_sizes=((64, 64),)),
     ]
+    models = [changed(model) for changed in (_with_rotate, _with_sub_blocks) for model in plain]
     manifest = build(
         models,
         archs=["sm90"],
@@ -89,9 +98,9 @@ def test_no_kernel_spills_or_uses_local_memory(kernels):
         assert figures == (0, 0, 0, 0), entry.name
 
 
-def test_attend_uses_the_tensor_cores_tma_and_register_reallocation(kernels):
+def test_products_use_the_tensor_cores_tma_and_register_reallocation(kernels):
     for entry in kernels:
-        if entry.spec.family == "attend":
+        if entry.spec.family in ("attend", "score"):
             assert all(entry.instructions[opcode] > 0 for opcode in ("HGMMA", "UTMALDG", "USETMAXREG")), entry.name
 
 

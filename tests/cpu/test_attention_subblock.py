@@ -100,8 +100,3 @@ def test_each_estimator_takes_its_own_thresholds(model: ModelSpec, fine: ModelSp
 def test_a_block_that_sub_blocks_do_not_divide_is_refused(fine: ModelSpec) -> None:
     with pytest.raises(UnsupportedError, match="sub-blocks of 8 tokens in k blocks of 36"):
         PrismAttention(None, fine, backend="reference", block_size=(64, 36))
-
-
-def test_cuda_has_no_kernels_for_it_yet(fine: ModelSpec) -> None:
-    with pytest.raises(UnsupportedError, match="no kernels for estimator 'subblock'"):
-        PrismAttention(None, fine, backend="cuda")

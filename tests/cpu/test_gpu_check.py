@@ -18,6 +18,7 @@ from prism_gen.verify.kernels import of_family
 from prism_gen.verify.reference_kernels import reference_kernels
 from prism_gen.verify.report import DeviceLostError, Findings, Report, current_case
 from prism_gen.verify.select_cases import FUSED_CASES, SANITIZER_SELECT_CASES, SELECT_CASES
+from prism_gen.verify.subblock_cases import SANITIZER_SUB_BLOCK_CASES
 from tools.check import sanitizer
 from tools.check.options import DEFAULT_TIMEOUT_S, SECTIONS, parse
 from tools.check.table import print_failures
@@ -167,6 +168,7 @@ def test_the_sanitizer_s_worker_judges_what_comes_back(tmp_path: Path) -> None:
     assert report.failed == 0
     # A pool also runs in chunks.
     runs = {"pool": 4, "rotate": 2, "attend": 2, "select": len(SANITIZER_SELECT_CASES)}
+    runs |= {"subpool": 2, "score": len(SANITIZER_SUB_BLOCK_CASES)}
     kernels = [kernel for kernel in reference_kernels() if kernel.dtype == torch.bfloat16]
     assert report.written == sum(runs[kernel.spec.family] for kernel in kernels)
 

@@ -9,6 +9,7 @@ import pytest
 
 from prism_gen.errors import BundleError, UnsupportedError
 from prism_gen.families import FAMILIES, context, decode_spec
+from prism_gen.model import SelectionSpec
 from prism_gen.spec import KernelSpec, Struct
 from prism_gen.specialize import specialize
 
@@ -37,7 +38,9 @@ def _variants(spec: KernelSpec) -> list[KernelSpec]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_key_changes_with_every_field(make_model, family):
-    spec = next(spec for spec in specialize(make_model(fused_rope=True), ["sm90"]) if spec.family == family)
+    fine = make_model(selection=SelectionSpec(block_sizes=((128, 128),), estimator="subblock"))
+    specs = (*specialize(make_model(fused_rope=True), ["sm90"]), *specialize(fine, ["sm90"]))
+    spec = next(spec for spec in specs if spec.family == family)
     variants = _variants(spec)
     assert len({spec.key, *(variant.key for variant in variants)}) == len(variants) + 1
 
@@ -72,7 +75,7 @@ def test_damaged_spec_names_the_field(make_model, damage, words):
 
 def test_unknown_family_lists_the_known(make_model):
     obj = json.loads(specialize(make_model(), ["sm90"])[0].to_json())
-    with pytest.raises(UnsupportedError, match="pool, rotate, select, attend"):
+    with pytest.raises(UnsupportedError, match="pool, rotate, select, subpool, score, attend"):
         decode_spec({**obj, "family": "fine"})
 
 

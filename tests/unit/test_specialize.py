@@ -43,6 +43,23 @@ def test_shared_lists_change_attend_alone(make_model):
     ]
 
 
+def test_sub_blocks_need_two_kernels_of_their_own(make_model):
+    """8x8 in blocks of 64x64 and 16x16 in blocks of 128x128 are one score kernel."""
+    selection = SelectionSpec(block_sizes=((128, 64), (64, 64)), estimator="subblock", sub_block_q=4)
+    assert _labels(specialize(make_model(selection=selection), ["sm90"])) == [
+        "subpool bf16-d128",
+        "score d128-r32-c8",
+        "score d128-r16-c8",
+        "attend bf16-d128-b128x64",
+        "attend bf16-d128-b64x64",
+    ]
+    wide, narrow = (
+        specialize(make_model(selection=SelectionSpec(block_sizes=((b, b),), estimator="subblock", **sizes)), ["sm90"])
+        for b, sizes in ((64, {}), (128, {"sub_block_q": 16, "sub_block_k": 16}))
+    )
+    assert wide[:2] == narrow[:2]
+
+
 @pytest.mark.parametrize(
     ("rope", "label"),
     [
@@ -68,15 +85,20 @@ def test_a_row_is_not_hidden_by_one_before_it(row):
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_every_row_fits_its_arch(make_model, dtype, head_dim):
     model = make_model(dtype=dtype, head_dim=head_dim, rope=RopeSpec(rotary_dim=head_dim), block_sizes=BLOCK_SIZES)
-    for spec in specialize(model, ["sm90"]):
+    fine = msgspec.structs.replace(
+        model, selection=msgspec.structs.replace(model.selection, estimator="subblock", sub_block_k=16)
+    )
+    for spec in (*specialize(model, ["sm90"]), *specialize(fine, ["sm90"])):
         assert context(spec).get("smem_bytes", 0) <= ARCHS["sm90"].smem_limit_bytes
 
 
-def test_too_many_stages_are_refused_with_the_limit(make_model):
-    attend = specialize(make_model(), ["sm90"])[-1]
-    greedy = msgspec.structs.replace(attend.schedule, kv_stages=64)
+@pytest.mark.parametrize(("family", "stages"), [("attend", "kv_stages"), ("score", "k_stages")])
+def test_too_many_stages_are_refused_with_the_limit(make_model, family, stages):
+    selection = SelectionSpec(block_sizes=((64, 64),), estimator="subblock")
+    (spec,) = (spec for spec in specialize(make_model(selection=selection), ["sm90"]) if spec.family == family)
+    greedy = msgspec.structs.replace(spec.schedule, **{stages: 64})
     with pytest.raises(UnsupportedError, match="232448 bytes on sm90"):
-        context(msgspec.structs.replace(attend, schedule=greedy))
+        context(msgspec.structs.replace(spec, schedule=greedy))
 
 
 @pytest.mark.parametrize(

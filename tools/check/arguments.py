@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from prism_gen.families.score import TILE_COLUMNS
 from prism_gen.runtime.reference_pool import granules_per_block
 from prism_gen.verify.cases import Case
 from prism_gen.verify.kernels import Kernel, bands_of
@@ -19,9 +20,11 @@ from prism_gen.verify.report import Findings, Group, Report
 from prism_gen.verify.rotation import rope_tables
 from prism_gen.verify.select_cases import SelectCase
 from prism_gen.verify.selection import band_energy
+from prism_gen.verify.subblock_cases import SubBlockCase, in_tile_order
 
 TOKENS = Case(200, 300, num_q_heads=4, num_kv_heads=2)
 BLOCKS = SelectCase(200, 300, num_q_heads=4, num_kv_heads=2)
+SUB_BLOCKS = SubBlockCase(2000, 3000)
 
 
 class Mistake(NamedTuple):
@@ -147,11 +150,58 @@ def _select_arguments(kernel: Kernel, device: torch.device) -> dict[str, Any]:
     }
 
 
+def _subpool_arguments(kernel: Kernel, device: torch.device) -> dict[str, Any]:
+    head_dim, sizes = kernel.problem.head_dim, (4, 16)
+    q, k, _ = TOKENS.qkv(head_dim, kernel.dtype, device)
+    k_rows = -(-k.shape[1] // (sizes[1] * TILE_COLUMNS)) * TILE_COLUMNS
+    return {
+        "q": q,
+        "k": k,
+        "q_sub": torch.empty(1, q.shape[2], -(-q.shape[1] // sizes[0]), head_dim, dtype=torch.float16, device=device),
+        "k_sub": torch.empty(1, k.shape[2], k_rows, head_dim, dtype=torch.float16, device=device),
+        "sub_block_q": sizes[0],
+        "sub_block_k": sizes[1],
+        "k_start": 20,
+    }
+
+
+def _score_arguments(kernel: Kernel, device: torch.device) -> dict[str, Any]:
+    case = SUB_BLOCKS
+    q, k = case.sub_means(kernel.problem.head_dim, device)
+    grid, lengths = case.grid(kernel.problem), (case.seqlen_q, case.seqlen_k)
+    rows, sizes = (1, case.num_q_heads, grid.num_q_blocks), (case.sub_block_q, case.sub_block_k)
+    heads = (case.num_q_heads, case.num_kv_heads)
+    floats = kernel.scratch_floats(1, *heads, *sizes, *lengths, device.index or 0) if kernel.scratch_floats else 0
+    return {
+        "q_sub": q,
+        "k_sub": in_tile_order(k),
+        "thresholds": case.thresholds(device),
+        "softmax_scale": 0.1,
+        "sub_block_q": sizes[0],
+        "sub_block_k": sizes[1],
+        "seqlen_q": lengths[0],
+        "seqlen_k": lengths[1],
+        "force_sink": 1,
+        "force_recent": 1,
+        "share_group": 0,
+        "reduce_mean": 0,
+        "exclude_forced": 0,
+        "cut_kind": 0,
+        "block_indices": torch.empty(*rows, grid.num_k_blocks, dtype=torch.int32, device=device),
+        "block_counts": torch.empty(rows, dtype=torch.int32, device=device),
+        "wanted_counts": torch.empty(rows, dtype=torch.int32, device=device),
+        "probs": None,
+        "scratch": torch.empty(floats, device=device),
+    }
+
+
 ARGUMENTS = {
     "attend": _attend_arguments,
     "pool": _pool_arguments,
     "rotate": _rotate_arguments,
     "select": _select_arguments,
+    "subpool": _subpool_arguments,
+    "score": _score_arguments,
 }
 MISTAKES: dict[str, tuple[Mistake, ...]] = {
     "attend": (
@@ -196,6 +246,26 @@ MISTAKES: dict[str, tuple[Mistake, ...]] = {
         Mistake("seqlen_q", "longer-than-k", lambda _: 301),
         Mistake("block_size_k", "zero", lambda _: 0),
         Mistake("force_sink", "two", lambda _: 2),
+    ),
+    "subpool": (
+        *(mistake for name in ("q", "k") for mistake in _token_mistakes(name)),
+        *(m for name in ("q_sub", "k_sub") for m in _tensor_mistakes(name) if m.label != "too-long"),
+        Mistake("q_sub", "too-few", lambda means: means[:, :, 1:].contiguous()),
+        Mistake("k_sub", "too-few", lambda means: means[:, :, 1:].contiguous()),
+        Mistake("k", "other-batch", lambda k: torch.cat([k, k]), says="k"),
+        Mistake("sub_block_q", "odd", lambda _: 12),
+        Mistake("k_start", "negative", lambda _: -1, says="from -1"),
+    ),
+    "score": (
+        *(m for name in ("thresholds", "block_counts", "wanted_counts") for m in _tensor_mistakes(name)),
+        *(m for name in ("q_sub", "k_sub") for m in _tensor_mistakes(name) if m.label != "too-long"),
+        Mistake("k_sub", "no-whole-tiles", lambda means: means[:, :, 1:].contiguous()),
+        Mistake("block_indices", "no-room-for-forced-blocks", lambda indices: indices[..., :1].contiguous()),
+        Mistake("scratch", "none-to-speak-of", lambda scratch: scratch[:1]),
+        Mistake("softmax_scale", "nan", lambda _: float("nan")),
+        Mistake("sub_block_k", "two", lambda _: 2),
+        Mistake("seqlen_q", "longer-than-k", lambda _: 5000),
+        Mistake("reduce_mean", "two", lambda _: 2),
     ),
 }  # fmt: skip
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from prism_gen.bench.peers import attend_peers
 from prism_gen.verify.kernels import TORCH_DTYPES
 
-SECTIONS = ("build", "numerics", "select", "graph", "attend_speed", "pool_speed", "select_speed", "power", "sanitizer")
+SPEED_SECTIONS = ("attend_speed", "pool_speed", "select_speed", "score_speed", "power")
+SECTIONS = ("build", "numerics", "select", "subblock", "graph", *SPEED_SECTIONS, "sanitizer")
 # What the sanitizer section runs under compute-sanitizer: a section for workers only.
 SANITIZED = "sanitized"
 DEFAULT_TIMEOUT_S = 150.0  # of one section: each is meant to end within 60 s, compute-sanitizer within 150

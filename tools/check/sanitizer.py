@@ -25,6 +25,8 @@ from prism_gen.verify.report import Findings, Report
 from prism_gen.verify.rotation import check_rotate
 from prism_gen.verify.select_cases import SANITIZER_SELECT_CASES
 from prism_gen.verify.selection import check_select
+from prism_gen.verify.subblock import check_score, check_subpool
+from prism_gen.verify.subblock_cases import SANITIZER_SUB_BLOCK_CASES
 from tools.check.options import SANITIZED, Options
 
 TOOLS = ("memcheck", "racecheck")
@@ -65,6 +67,10 @@ def run_sanitized(kernels: list[Kernel], report: Report, device: torch.device) -
     fp16 kernels are left out: they are the bf16 ones with another element type, and racecheck is slow.
     """
     for kernel in (offloaded(kernel, device) for kernel in kernels if kernel.dtype == torch.bfloat16):
+        if kernel.spec.family == "score":
+            for fine_case in SANITIZER_SUB_BLOCK_CASES:
+                report.case(kernel.name, str(fine_case), partial(check_score, kernel, fine_case, report.device))
+            continue
         if kernel.spec.family == "select":
             for select_case in SANITIZER_SELECT_CASES:
                 report.case(kernel.name, str(select_case), partial(check_select, kernel, select_case, report.device))
@@ -77,6 +83,10 @@ def run_sanitized(kernels: list[Kernel], report: Report, device: torch.device) -
             if kernel.spec.family == "rotate":
                 turned = partial(check_rotate, kernel, case, report.device, start=100, block_sizes=(64, 128))
                 report.case(kernel.name, str(case), turned)
+                continue
+            if kernel.spec.family == "subpool":
+                fine = partial(check_subpool, kernel, case, report.device, sizes=(4, 16), start=case.seqlen_k // 2)
+                report.case(kernel.name, str(case), fine)
                 continue
             report.case(kernel.name, str(case), partial(check_pool, kernel, case, report.device))
             chunks = partial(check_chunks, kernel, case, report.device, block_size=128)

@@ -1,0 +1,111 @@
+"""The compiled kernels of the subblock estimator as a Backend: subpool, score, attend.
+
+Owns the calling convention of templates/README.md for the first two. Never synchronises. Must not check user input
+(checks.py) or choose kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from prism_gen.errors import UnsupportedError
+from prism_gen.families.score import TILE_COLUMNS
+from prism_gen.runtime.backend import BeforeRope, MeansFormat, Pooled
+from prism_gen.runtime.cuda import WORKSPACE, empty_lists, launch_attend
+from prism_gen.runtime.grid import BlockGrid
+from prism_gen.runtime.pooled_keys import PooledKeys
+from prism_gen.runtime.rules import CUT_KINDS, PAPER_RULES, SelectRules
+from prism_gen.runtime.selection import Selection
+from prism_gen.sub_blocks import SubBlocks
+
+
+class CudaSubBlockBackend:
+    """Launches the kernels that resolve.py chose.
+
+    Its Pooled holds fp16 means: of q as the reference has them; of k in tiles of 128, each in the order that suits the
+    matrix instruction (templates/README.md), the last of them filled up with what nobody reads. Energies are empty.
+    """
+
+    name = "cuda"
+    means = MeansFormat(torch.float16, TILE_COLUMNS)
+
+    def __init__(
+        self, *, subpool: Any, score: Any, attend: Any, sub_blocks: SubBlocks, rules: SelectRules = PAPER_RULES
+    ) -> None:
+        """Binds the exported functions of the modules once."""
+        self._subpool = subpool.get_function("subpool")
+        self._score = score.get_function("score")
+        self._scratch_floats = score.get_function("scratch_floats")
+        self._attend = attend.get_function("attend")
+        self._sub_blocks = sub_blocks
+        self._rules = rules
+
+    def pool(self, q: Tensor, k: Tensor, grid: BlockGrid, cache: PooledKeys | None = None) -> Pooled:
+        """See Backend.pool. One launch; a sub-block that a cache holds in part is pooled again from its first token."""
+        fine = self._sub_blocks
+        q_mean = _empty_means(q, -(-q.shape[1] // fine.q))
+        if cache is None:
+            k_mean, start = _empty_means(k, self.means.num_means(k.shape[1], fine.k)), 0
+        else:
+            k_mean, start = cache.mean, cache.num_tokens
+        self._subpool(q, k, q_mean, k_mean, fine.q, fine.k, start)
+        if cache is not None:
+            cache.advance(grid.seqlen_k)
+        nothing = torch.empty(0, dtype=q_mean.dtype, device=q.device)
+        return Pooled(q_mean, k_mean, nothing.expand(*q_mean.shape[:3], 0), nothing.expand(*k_mean.shape[:3], 0), grid)
+
+    def rotate_and_pool(
+        self, x: BeforeRope, k_out: Tensor, grid: BlockGrid, cache: PooledKeys | None = None
+    ) -> NoReturn:
+        """Raises: UnsupportedError, because rotate pools whole blocks."""
+        raise UnsupportedError(
+            "no kernel rotates and pools sub-blocks in one pass",
+            exists="subpool, score, attend",
+            fix='rotate first and call pool, or choose estimator "paper"',
+        )
+
+    def select(self, pooled: Pooled, thresholds: Tensor, *, softmax_scale: float, with_probs: bool) -> Selection:
+        """See Backend.select; two launches. What follows a row's block_counts in block_indices is not written."""
+        q_mean, k_mean, grid = pooled.q_mean, pooled.k_mean, pooled.grid
+        rules, fine, device = self._rules, self._sub_blocks, q_mean.device
+        heads = (q_mean.shape[1], k_mean.shape[1])
+        shape = (q_mean.shape[0], rules.num_lists(*heads), grid.num_q_blocks)
+        indices, counts, wanted = empty_lists(shape, grid.num_k_blocks, rules.max_blocks, device)
+        probs = None
+        if with_probs:
+            probs = torch.empty(*shape[:2], 1, *shape[2:], grid.num_k_blocks, dtype=torch.int32, device=device)
+        sizes = (fine.q, fine.k, grid.seqlen_q, grid.seqlen_k)
+        num_floats = self._scratch_floats(shape[0], *heads, *sizes, device.index)
+        self._score(
+            q_mean,
+            k_mean,
+            thresholds,
+            softmax_scale,
+            *sizes,
+            int(rules.force_sink),
+            int(rules.force_recent),
+            int(rules.share == "group"),
+            int(fine.reduce == "mean"),
+            int(fine.exclude_forced),
+            CUT_KINDS.index(rules.cut),
+            indices,
+            counts,
+            wanted,
+            probs,
+            WORKSPACE.scratch(device, num_floats),
+        )
+        return Selection(indices, counts, grid, probs, wanted)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, selection: Selection, *, softmax_scale: float, return_lse: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """See Backend.attend."""
+        return launch_attend(self._attend, q, k, v, selection, softmax_scale=softmax_scale, return_lse=return_lse)
+
+
+def _empty_means(x: Tensor, num_means: int) -> Tensor:
+    """Room for the means of x [batch, tokens, num_heads, head_dim]."""
+    return torch.empty(x.shape[0], x.shape[2], num_means, x.shape[3], dtype=torch.float16, device=x.device)

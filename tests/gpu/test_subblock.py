@@ -1,0 +1,106 @@
+"""The subblock estimator end to end on a device: the reference's lists, chunk by chunk the same, in a graph too."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from prism_gen.runtime import Bundle, PrismAttention, load_bundle  # noqa: E402
+
+pytestmark = pytest.mark.gpu
+
+REPOSITORY = Path(__file__).parents[2]
+BLOCK_SIZES = ((64, 64), (128, 64))
+MOST_DIFFERING = 0.02  # of the rows: those whose cut lies within the rounding of means to fp16
+
+
+@pytest.fixture(scope="session")
+def fine_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A 64-dim and a 128-dim model with sub-blocks of 4 x 8: $PRISM_TEST_FINE_BUNDLE, or built into generated/."""
+    path = Path(os.environ.get("PRISM_TEST_FINE_BUNDLE", REPOSITORY / "generated" / "gpu-fine-tests"))
+    if not path.exists():
+        models = []
+        for name in ("smollm2-135m-instruct.json", "llama-3.1-8b.json"):
+            config = json.loads((REPOSITORY / "tests" / "models" / name).read_text())
+            config["prism"] = {"estimator": "subblock", "sub_block_q": 4}
+            written = tmp_path_factory.mktemp("fine") / name
+            written.write_text(json.dumps(config))
+            models += ["-m", str(written)]
+        sizes = ",".join(f"{q}x{k}" for q, k in BLOCK_SIZES)
+        command = [sys.executable, "-m", "prism_gen", "build", *models, "--block-size", sizes, "--out", str(path)]
+        subprocess.run(command, cwd=REPOSITORY, check=True)
+    return load_bundle(path)
+
+
+@pytest.fixture(params=[0, 1], ids=["d64", "d128"])
+def model_index(request: pytest.FixtureRequest) -> int:
+    """Which model of the bundle."""
+    return int(request.param)
+
+
+def inputs(attention: PrismAttention, tokens: int, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Seeded q, k, v whose heads have common directions, so that few keys matter."""
+    model, draw = attention.model, torch.Generator("cuda").manual_seed(3)
+
+    def tensor(heads: int) -> torch.Tensor:
+        shape = (batch, tokens, heads, model.head_dim)
+        common = torch.randn(1, 1, heads, model.head_dim, device="cuda", generator=draw)
+        slow = torch.randn(batch, -(-tokens // 64), heads, model.head_dim, device="cuda", generator=draw)
+        noise = torch.randn(shape, device="cuda", generator=draw)
+        return (noise + common + slow.repeat_interleave(64, 1)[:, :tokens]).bfloat16()
+
+    return tensor(model.num_q_heads), tensor(model.num_kv_heads), tensor(model.num_kv_heads)
+
+
+@pytest.mark.parametrize("block_size", BLOCK_SIZES, ids=str)
+def test_the_lists_are_the_references(fine_bundle: Bundle, model_index: int, block_size: tuple[int, int]) -> None:
+    model = fine_bundle.manifest.models[model_index]
+    ours = PrismAttention(fine_bundle, model, block_size=block_size)
+    by_reference = PrismAttention(None, model, block_size=block_size, backend="reference")
+    q, k, v = inputs(ours, 3001, batch=2)
+    chosen = ours.select(ours.pool(q, k), with_probs=True)
+    exact = by_reference.select(by_reference.pool(q, k), with_probs=True)
+    differing = (chosen.block_mask() != exact.block_mask()).any(-1).float().mean()
+    assert float(differing) <= MOST_DIFFERING
+    assert chosen.probs is not None
+    assert exact.probs is not None
+    assert float((chosen.probs - exact.probs).abs().max()) / 2**30 < 0.01
+    out, _ = ours.attend(q, k, v, chosen)
+    expected, _ = by_reference.attend(q, k, v, chosen)
+    assert float((out.float() - expected.float()).abs().max()) < 0.02
+
+
+def test_chunks_with_pooled_keys_choose_what_one_call_chooses(fine_bundle: Bundle, model_index: int) -> None:
+    attention = PrismAttention(fine_bundle, fine_bundle.manifest.models[model_index], block_size=(64, 64))
+    q, k, _ = inputs(attention, 2500)
+    whole = attention.select(attention.pool(q, k), with_probs=True)
+    cache = attention.pooled_keys(batch=1, max_tokens=2500, like=k)
+    for start, end in ((0, 640), (640, 704), (704, 2048), (2048, 2500)):
+        chunk = attention.select(attention.pool(q[:, start:end], k[:, :end], pooled_keys=cache), with_probs=True)
+        rows, columns = slice(start // 64, -(-end // 64)), -(-end // 64)
+        assert chunk.probs is not None
+        assert whole.probs is not None
+        assert chunk.probs.equal(whole.probs[:, :, :, rows, :columns])
+        assert chunk.block_counts.equal(whole.block_counts[:, :, rows])
+
+
+def test_a_graph_replays_the_eager_bits(fine_bundle: Bundle, model_index: int) -> None:
+    attention = PrismAttention(fine_bundle, fine_bundle.manifest.models[model_index], block_size=(64, 64))
+    q, k, v = inputs(attention, 1500)
+    attention(q, k, v)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = attention(q, k, v)
+    q.neg_()
+    expected = attention(q, k, v)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert out.equal(expected)
