@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -36,6 +36,13 @@ Nvcc = Annotated[
 Cache = Annotated[
     Path, typer.Option(envvar="PRISM_GEN_CACHE", help="Folder of compiled kernels, shared by all builds and processes.")
 ]
+BackendName = Annotated[
+    Literal["cuda", "reference"],
+    typer.Option(
+        envvar="PRISM_GEN_BACKEND",  # a CI recipe can be tried, as it is, where there is no GPU
+        help="`reference` puts plain torch in the place of the kernels: tries the command itself, without a GPU.",
+    ),
+]
 Jobs = Annotated[
     int | None,
     typer.Option("--jobs", "-j", min=1, help="Compiles at once. Default: from cores and memory."),
@@ -59,15 +66,25 @@ def load_models(paths: list[Path], block_size: str | None, dtype: str | None) ->
     return [load_model_config(path, block_sizes=pairs, dtype=dtype) for path in paths]
 
 
+def default_bundle(models: list[ModelSpec]) -> Path:
+    """Where the bundle of one model goes. Raises: ConfigError for several."""
+    if len(models) > 1:
+        raise ConfigError("several models need a name for their bundle", fix="add --out generated/NAME")
+    return Path("generated") / models[0].name.replace("/", "--")
+
+
 @contextlib.contextmanager
 def runtime_packages(command: str) -> Iterator[None]:
     """Around a command's late imports of torch and what comes with it, so that building needs none of them.
 
-    Raises: UnsupportedError with the fix where a package of the extra `runtime` is not installed.
+    Raises: UnsupportedError with the fix where a package of the extras `runtime` and `transformers` is not installed.
     """
     try:
         yield
     except ModuleNotFoundError as error:
+        if error.name == "transformers":
+            fix = "pip install 'prism-gen[transformers]'"
+            raise UnsupportedError(f"{command} needs transformers, which is not installed", fix=fix) from None
         if error.name not in RUNTIME_PACKAGES:
             raise
         fix = "pip install torch 'prism-gen[runtime]', with the torch build for your CUDA; doctor shows the rest"

@@ -16,10 +16,11 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from prism_gen.errors import ConfigError, TensorError
-from prism_gen.integrations.describe import attention_modules, ranges
+from prism_gen.integrations.describe import attention_modules
 from prism_gen.integrations.layer import dense_attention
 from prism_gen.integrations.lazy_mask import LazyMask, prism_mask
 from prism_gen.runtime.qkv_file import QKV, write_qkv
+from prism_gen.runtime.resolve import ranges
 
 IMPLEMENTATION = "prism_capture"
 ATTRIBUTE = "prism_recorder"  # where an attention module keeps its Recorder meanwhile

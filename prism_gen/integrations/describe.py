@@ -15,6 +15,7 @@ from prism_gen.errors import UnsupportedError
 from prism_gen.model import ModelSpec, SelectionSpec
 from prism_gen.model_config import parse_model_config
 from prism_gen.runtime.load import Bundle
+from prism_gen.runtime.resolve import ranges
 
 NOT_CAUSAL = -1  # stands for the layer index of encoders and cross-attention
 KERNEL_DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -42,14 +43,11 @@ def attention_modules(model: nn.Module) -> dict[int, list[nn.Module]]:
     return found
 
 
-def describe(model: Any, *, bundle: Bundle | None, selection: SelectionSpec | None, exact: bool) -> ModelSpec:
-    """The decoder of a transformers model.
+def kernel_dtype(model: Any, *, exact: bool) -> str:
+    """The dtype that kernels for a transformers model are of. exact: the backend takes fp32 and fp64 as well.
 
-    selection: how its layers select; None takes the config's own `prism` object, else that of the bundle's model of
-    this shape, else the paper's. exact: the backend takes fp32 and fp64 as well.
-    Raises: ConfigError, UnsupportedError as parse_model_config does; UnsupportedError for a dtype without kernels.
+    Raises: UnsupportedError for a dtype without kernels.
     """
-    config = model.config.get_text_config(decoder=True)
     dtype = KERNEL_DTYPES.get(model.dtype)
     if dtype is None and not exact:
         raise UnsupportedError(
@@ -57,8 +55,24 @@ def describe(model: Any, *, bundle: Bundle | None, selection: SelectionSpec | No
             exists=", ".join(map(str, KERNEL_DTYPES)),
             fix="load it with dtype=torch.bfloat16, or enable(..., backend='reference')",
         )
-    where = f"config of {type(model).__name__}"
-    spec = parse_model_config(config.to_dict(), where=where, name=config.model_type, dtype=dtype or "bf16")
+    return dtype or "bf16"
+
+
+def where(model: Any) -> str:
+    """How errors about a live model's config begin."""
+    return f"config of {type(model).__name__}: "
+
+
+def describe(model: Any, *, dtype: str, bundle: Bundle | None, selection: SelectionSpec | None) -> ModelSpec:
+    """The decoder of a transformers model.
+
+    selection: how its layers select; None takes the config's own `prism` object, else that of the bundle's model of
+    this shape, else the paper's.
+    Raises: ConfigError, UnsupportedError as parse_model_config does, their texts beginning with where().
+    """
+    config = model.config.get_text_config(decoder=True)
+    name = where(model).removesuffix(": ")
+    spec = parse_model_config(config.to_dict(), where=name, name=config.model_type, dtype=dtype)
     if selection is None and getattr(config, "prism", None) is None and bundle is not None:
         shape = _shape(spec)
         selection = next((m.selection for m in bundle.manifest.models if _shape(m) == shape), None)
@@ -80,14 +94,3 @@ def sentences(statements: list[LayerStatement]) -> str:
         what = f"dense, {why_dense}" if why_dense else f"sparse prefill, {', '.join(kernels)}"
         lines.append(f"  layer{'s' if len(layers) > 1 else ''} {ranges(layers)}: {what}")
     return "\n".join(lines)
-
-
-def ranges(numbers: list[int]) -> str:
-    """Rising numbers as ranges: 0-4, 6, 8-9."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

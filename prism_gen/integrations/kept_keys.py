@@ -21,10 +21,10 @@ Place = tuple[int, int]  # first row of the batch, first real key: what a segmen
 
 
 class _Seen(NamedTuple):
-    """The cache's tensor of keys as the last pass left it. version: None where torch does not count changes."""
+    """A cache layer as the last pass left it. versions: torch's counts of changes to its tensors."""
 
     keys: weakref.ref[Tensor]
-    version: int | None
+    versions: tuple[int | None, ...]
 
 
 class KeptKeys:
@@ -37,9 +37,8 @@ class KeptKeys:
 
     def before(self, cache: Any) -> None:
         """Before a pass adds its keys to `cache`: forgets what was pooled unless its keys are those of last time."""
-        seen, keys = self._seen.get(cache), self._keys_of(cache)
-        unchanged = seen is not None and keys is not None and seen.keys() is keys
-        if not unchanged or (seen is not None and seen.version != _version(keys)):
+        seen, layer = self._seen.get(cache), self._layer_of(cache)
+        if seen is None or layer is None or seen.keys() is not layer.keys or seen.versions != _versions(layer):
             self._kept.pop(cache, None)
 
     def after(self, cache: Any, key: Tensor) -> None:
@@ -48,12 +47,11 @@ class KeptKeys:
         That takes a cache that hands out the very tensor it keeps (a quantized one does not), and torch's count of
         changes where it writes into that tensor (none under inference_mode).
         """
-        keys = self._keys_of(cache)
-        writes_in_place = getattr(cache.layers[self._layer_index], "is_compileable", True) if keys is not None else True
-        if keys is not key or (writes_in_place and _version(keys) is None):
+        layer = self._layer_of(cache)
+        if layer is None or layer.keys is not key or (layer.is_compileable and None in _versions(layer)):
             self._seen.pop(cache, None)
         else:
-            self._seen[cache] = _Seen(weakref.ref(keys), _version(keys))
+            self._seen[cache] = _Seen(weakref.ref(layer.keys), _versions(layer))
 
     def pooled(self, cache: Any, segment: Segment, num_old_keys: int, make: MakePooledKeys) -> PooledKeys:
         """What is known of a segment's keys, with room for all of them; num_old_keys of them come from earlier passes.
@@ -71,12 +69,18 @@ class KeptKeys:
             found = kept[place] = found.grown(max(num_keys, 2 * found.max_tokens))
         return found
 
-    def _keys_of(self, cache: Any) -> Tensor | None:
-        """The tensor of keys that a cache hands out whole; None for a cache that keeps them in another form."""
-        layers = getattr(cache, "layers", ())
-        keys = getattr(layers[self._layer_index], "keys", None) if self._layer_index < len(layers) else None
-        return keys if isinstance(keys, Tensor) and keys.dim() == 4 else None
+    def _layer_of(self, cache: Any) -> Any:
+        """The cache's layer; None for one that keeps its keys in another form. is_compileable: it writes in place."""
+        if self._layer_index >= len(cache.layers):
+            return None
+        layer = cache.layers[self._layer_index]
+        return layer if isinstance(getattr(layer, "keys", None), Tensor) else None
 
 
-def _version(keys: Tensor | None) -> int | None:
-    return None if keys is None or keys.is_inference() else keys._version
+def _versions(layer: Any) -> tuple[int | None, ...]:
+    """How often each tensor of a cache layer was changed; None for one that torch does not count for.
+
+    cumulative_length: of static layers, what cropping one changes.
+    """
+    tensors = (layer.keys, getattr(layer, "cumulative_length", None))
+    return tuple(None if x.is_inference() else x._version for x in tensors if isinstance(x, Tensor))

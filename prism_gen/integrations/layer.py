@@ -19,6 +19,7 @@ from prism_gen.integrations.kept_keys import KeptKeys
 from prism_gen.integrations.lazy_mask import LazyMask, Segment
 from prism_gen.runtime import ops
 from prism_gen.runtime.attention import PrismAttention
+from prism_gen.runtime.results import Stats
 
 SPARSE = "sparse"
 # Arguments of an attention function that change what it computes, and that torch's own attention does not know.
@@ -38,16 +39,20 @@ class PrismLayer:
         kernels: str = "",
         why_dense: str = "",
         min_queries: int = 2,
+        keep_stats: bool = False,
     ) -> None:
         """index: the module's layer_idx. attention: None for a layer that is always dense, for the reason why_dense.
 
-        kernels: the name under which ops.py knows the attention. min_queries: shorter passes are dense.
+        kernels: the name under which ops.py knows the attention. min_queries: shorter passes are dense. keep_stats: of
+        the last sparse pass, in `stats`, one for each call of it; not of passes inside a compiled graph.
         """
         self.index = index
         self.attention = attention
         self.kernels = kernels
         self.why_dense = why_dense
         self.min_queries = min_queries
+        self.keep_stats = keep_stats
+        self.stats: list[Stats] = []
         self._eager_calls: Counter[str] = Counter()
         self._kept = KeptKeys(index)
         self._cache: Any = None
@@ -95,6 +100,7 @@ class PrismLayer:
         """
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
         segments = mask.segments or ()
+        self.stats = []
         whole = len(segments) == 1 and segments[0].rows == slice(0, q.shape[0])
         if whole and segments[0].queries == slice(0, q.shape[1]):
             keys = segments[0].keys
@@ -145,9 +151,12 @@ class PrismLayer:
 
             pooled = self._kept.pooled(self._cache, segment, k.shape[1] - q.shape[1], make)
         self.count("")
-        out = attention(q, k, v, softmax_scale=scaling, pooled_keys=pooled)
-        assert isinstance(out, Tensor)
-        return out
+        result = attention(q, k, v, softmax_scale=scaling, pooled_keys=pooled, return_stats=self.keep_stats)
+        if isinstance(result, Tensor):
+            return result
+        if result.stats is not None:
+            self.stats.append(result.stats)
+        return result.out
 
 
 def prism_attention(

@@ -11,12 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
+from torch import nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from prism_gen.arch import ARCHS
 from prism_gen.errors import UnsupportedError
-from prism_gen.integrations.describe import NOT_CAUSAL, LayerStatement, attention_modules, describe, sentences
+from prism_gen.integrations.describe import (
+    NOT_CAUSAL,
+    LayerStatement,
+    attention_modules,
+    describe,
+    kernel_dtype,
+    sentences,
+    where,
+)
 from prism_gen.integrations.layer import SPARSE, PrismLayer, prism_attention
 from prism_gen.integrations.lazy_mask import prism_mask
 from prism_gen.model import ModelSpec, SelectionSpec
@@ -40,15 +50,22 @@ class Enabled:
         self.name = name
         self.backend = backend
         self.statements = statements
-        self._layers = layers
+        self.layers = layers
 
     def calls(self) -> list[Counter[str]]:
         """Of each layer, calls so far by what they were: "sparse", or "dense: " and the reason."""
-        return [layer.calls() for layer in self._layers]
+        return [layer.calls() for layer in self.layers]
 
     def sparse_runs(self) -> list[int]:
         """Of each layer, how often the sparse kernels really ran."""
         return [calls[SPARSE] for calls in self.calls()]
+
+    def densities(self) -> list[float | None]:
+        """Of each layer, selected over visible blocks in its last sparse pass; None without one. Waits for the device.
+
+        Needs enable(..., keep_stats=True).
+        """
+        return [_density(layer) for layer in self.layers]
 
     def __str__(self) -> str:
         sparse = sum(not statement.why_dense for statement in self.statements)
@@ -67,13 +84,15 @@ def enable(
     low_threshold: ThresholdLike | None = None,
     threshold: ThresholdLike | None = None,
     min_queries: int | None = None,
+    keep_stats: bool = False,
 ) -> Enabled:
     """Resolves kernels for every attention layer of a transformers model; then model.set_attn_implementation("prism").
 
     bundle: read once; None only for backend "reference". selection: default the config's `prism` object, else that of
     the bundle's model of this shape. block_size, thresholds: as for PrismAttention. min_queries: passes with fewer
-    tokens are dense; default one block of queries. A layer that Prism does not serve (a sliding window, a head dim
-    without kernels, another softmax) stays dense, and the result says why; calling again starts anew.
+    tokens are dense; default one block of queries. keep_stats: for Enabled.densities; costs two small launches a layer.
+    A layer that Prism does not serve (a sliding window, a head dim without kernels, another softmax) stays dense, and
+    the result says why; calling again starts anew.
     Raises: BundleError, ResolveError, DeviceError where kernels that exist cannot be had; UnsupportedError for a model
     without attention modules or of a dtype without kernels.
     """
@@ -84,17 +103,10 @@ def enable(
             f"{type(model).__name__} has no causal attention layer with a layer_idx",
             fix="give a decoder of transformers 5, such as AutoModelForCausalLM loads",
         )
-    try:
-        spec: ModelSpec | None = describe(model, bundle=opened, selection=selection, exact=backend == "reference")
-        refusal = ""
-    except UnsupportedError as error:
-        if not error.asked.startswith("config of"):
-            raise
-        spec, refusal = None, error.asked.partition(": ")[2]
+    spec, refusal = _describe_or_refuse(model, backend=backend, bundle=opened, selection=selection)
     options: dict[str, Any] = {
         "block_size": block_size,
         "backend": backend,
-        "device": model.device if backend == "cuda" else None,
         "high_threshold": high_threshold,
         "low_threshold": low_threshold,
         "threshold": threshold,
@@ -103,8 +115,10 @@ def enable(
     layers, statements = [], []
     for index in sorted(index for index in modules if index >= 0):
         why_dense = _why_dense(spec, index, backend, block_size) if spec else refusal
-        attention = PrismAttention(opened, spec, index, **options) if spec and not why_dense else None
-        layer = _layer(index, attention, why_dense, name, min_queries)
+        attention = None
+        if spec and not why_dense:
+            attention = PrismAttention(opened, spec, index, device=_device(modules[index][0]), **options)
+        layer = _layer(index, attention, why_dense, name, min_queries, keep_stats=keep_stats)
         layers.append(layer)
         statements.append(LayerStatement(index, why_dense, _kernel_names(attention)))
         for module in modules[index]:
@@ -114,14 +128,44 @@ def enable(
     return Enabled(name, backend, statements, layers)
 
 
+def _describe_or_refuse(
+    model: Any, *, backend: str, bundle: Bundle | None, selection: SelectionSpec | None
+) -> tuple[ModelSpec | None, str]:
+    """The model, or None and why none of its layers can run sparse. Raises: UnsupportedError, ConfigError."""
+    dtype = kernel_dtype(model, exact=backend == "reference")
+    try:
+        return describe(model, dtype=dtype, bundle=bundle, selection=selection), ""
+    except UnsupportedError as error:
+        return None, error.asked.removeprefix(where(model))
+
+
+def _device(module: nn.Module) -> torch.device | None:
+    """Where a layer's weights are, so that a model may lie on several GPUs; None where no GPU holds them."""
+    device = next((parameter.device for parameter in module.parameters()), None)
+    return device if device is not None and device.type == "cuda" else None
+
+
 def _layer(
-    index: int, attention: PrismAttention | None, why_dense: str, name: str, min_queries: int | None
+    index: int,
+    attention: PrismAttention | None,
+    why_dense: str,
+    name: str,
+    min_queries: int | None,
+    *,
+    keep_stats: bool,
 ) -> PrismLayer:
     if attention is None:
         return PrismLayer(index, None, why_dense=why_dense)
     kernels = ops.register(attention, f"{name}.layer{index}")
     least = attention.block_size[0] if min_queries is None else min_queries
-    return PrismLayer(index, attention, kernels=kernels, min_queries=least)
+    return PrismLayer(index, attention, kernels=kernels, min_queries=least, keep_stats=keep_stats)
+
+
+def _density(layer: PrismLayer) -> float | None:
+    """Over all lists of all calls of the last pass."""
+    selected = sum(int(stats.counts.sum()) for stats in layer.stats)
+    visible = sum(stats.visible_blocks * stats.density.numel() for stats in layer.stats)
+    return selected / visible if visible else None
 
 
 def _kernel_names(attention: PrismAttention | None) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import safetensors
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -63,7 +64,9 @@ def write_qkv(path: Path, qkv: QKV, *, model: str = "") -> None:
     if model:
         metadata["model"] = model
     try:
-        save_file({name: x.contiguous() for name, x in zip("qkv", qkv[:3], strict=True)}, path, metadata)
+        # Cloned, because safetensors refuses tensors that share memory, as parts of a fused projection do.
+        parts = {name: x.clone(memory_format=torch.contiguous_format) for name, x in zip("qkv", qkv[:3], strict=True)}
+        save_file(parts, path, metadata)
     except (OSError, safetensors.SafetensorError) as error:
         raise TensorError(f"{path} cannot be written: {error}", fix="choose another folder") from None
 

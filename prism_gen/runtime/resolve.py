@@ -114,13 +114,16 @@ def _reasons(entry: KernelEntry, request: Request) -> tuple[str, ...]:
 
 
 def _show(value: Any) -> str:
-    """Rising dims as ranges, e.g. 0-31,64-95; anything else as it prints."""
-    if not isinstance(value, tuple):
-        return str(value)
+    """Rising dims as ranges; anything else as it prints."""
+    return ranges(value) if isinstance(value, tuple) else str(value)
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Rising numbers, neighbours together: 0-31,64-95."""
     runs: list[list[int]] = []
-    for dim in value:
-        if runs and dim == runs[-1][1] + 1:
-            runs[-1][1] = dim
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
         else:
-            runs.append([dim, dim])
-    return ",".join(f"{first}-{last}" for first, last in runs)
+            runs.append([number, number])
+    return ",".join(f"{first}-{last}" if last > first else str(first) for first, last in runs)

@@ -20,7 +20,7 @@ Backend = Literal["cuda", "reference"]
 class Job:
     """What a worker is to do. records: where its lines go, appended. only: part of a subject's name, "" for all.
 
-    done: subjects that an earlier worker has ended or died in.
+    done: subjects that an earlier worker has ended or died in. qkv: files of real tensors to try layers on as well.
     """
 
     bundle: Path
@@ -31,3 +31,4 @@ class Job:
     quick: bool
     only: str
     done: frozenset[str] = frozenset()
+    qkv: tuple[Path, ...] = ()

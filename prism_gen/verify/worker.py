@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from prism_gen.runtime.environment import environment
 from prism_gen.runtime.load import load_bundle
 from prism_gen.verify.job import BEGIN, END, LOST_STATUS, OPEN, SECTION, Job
 from prism_gen.verify.kernels import Kernel, bundle_kernel, kernel_name
-from prism_gen.verify.layers import layer_name, layer_trials
+from prism_gen.verify.layers import file_trials, layer_name, layer_trials
 from prism_gen.verify.reference_kernels import reference_kernel
 from prism_gen.verify.report import DeviceLostError, Findings, Report, Trial
 from prism_gen.verify.trials import kernel_trials
@@ -56,14 +57,15 @@ class Opened:
         return kernel_trials(self.kernel(entry), kernels, self.device, quick=self._job.quick)
 
     def layer_trials(self, model: ModelSpec, block_size: tuple[int, int]) -> list[Trial]:
-        """The trials of a model's first full-attention layer."""
+        """The trials of a model's first full-attention layer, on the job's files too."""
         backend = self._job.backend
         device = self.device if backend == "cuda" else None
         layer = model.layer_kinds.index("full")
         attention = PrismAttention(
             self.bundle, model.name, layer, block_size=block_size, backend=backend, device=device
         )
-        return list(layer_trials(attention, self.device))
+        files = chain.from_iterable(file_trials(attention, path, self.device) for path in self._job.qkv)
+        return [*layer_trials(attention, self.device), *files]
 
 
 def subjects(job: Job) -> list[Subject]:

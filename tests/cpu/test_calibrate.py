@@ -10,11 +10,11 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from prism_gen.calibrate.changes import directional_changes
 from torch import Tensor
 from typer.testing import CliRunner
 
 from prism_gen.calibrate import curves as curves_module
+from prism_gen.calibrate.changes import directional_changes
 from prism_gen.calibrate.curves import measure_curves
 from prism_gen.calibrate.search import Target, calibrate, measure
 from prism_gen.cli import app

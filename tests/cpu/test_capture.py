@@ -6,8 +6,14 @@ import pytest
 import torch
 
 pytest.importorskip("transformers", minversion="5.0")
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
 import prism_gen
+from prism_gen.cli import app
 from prism_gen.errors import ConfigError, TensorError
+from prism_gen.integrations.pretrained import capture_text
 from prism_gen.runtime import PrismAttention
 from prism_gen.runtime.qkv_file import read_qkv
 from tests.cpu.tiny_transformers import BLOCKS, tiny, token_ids
@@ -24,7 +30,7 @@ def test_replay_gives_the_attention_of_the_model(tmp_path):
     q, k, v, layer = read_qkv(files[1])
     assert (files[1].name, layer) == ("layer1.safetensors", 1)
     assert (q.shape, k.shape, v.shape) == ((2, 70, 4, 32), (2, 70, 2, 32), (2, 70, 2, 32))
-    spec = prism_gen.integrations.describe.describe(model, bundle=None, selection=None, exact=True)
+    spec = prism_gen.integrations.describe.describe(model, dtype="bf16", bundle=None, selection=None)
     attention = PrismAttention(
         None, spec, layer, backend="reference", block_size=BLOCKS, high_threshold=1.0, low_threshold=1.0
     )
@@ -75,3 +81,30 @@ def test_layers_must_exist(tmp_path, layers):
 def test_nothing_run_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="saw no prefill"), prism_gen.capture(tiny(), [0], tmp_path):
         pass
+
+
+def test_the_command_reads_a_text(tmp_path):
+    tiny("llama", vocab_size=260).save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    text = tmp_path / "text.txt"
+    text.write_text("Long prompts are slow to read. " * 9, encoding="utf-8")
+    arguments = ["capture", "--weights", tmp_path / "model", "--text", text, "--layer", "1", "--tokens", "100"]
+    done = CliRunner().invoke(app, [*map(str, arguments), "--out", str(tmp_path / "qkv"), "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    found = read_qkv(tmp_path / "qkv" / "layer1.safetensors")
+    assert (found.q.shape, found.q.dtype, found.layer) == ((1, 100, 4, 32), torch.bfloat16, 1)
+
+
+def byte_tokenizer():
+    """One token a byte, as few parts as transformers can save and load again."""
+    vocabulary = {char: index for index, char in enumerate(pre_tokenizers.ByteLevel.alphabet())}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def test_weights_that_cannot_be_loaded_are_an_error_in_words(tmp_path):
+    text = tmp_path / "text.txt"
+    text.touch()
+    with pytest.raises(ConfigError, match=r"transformers cannot load .*nothing[\s\S]*fix: give a folder"):
+        capture_text(str(tmp_path / "nothing"), text, [0], tmp_path, tokens=10, device="cpu")

@@ -107,6 +107,25 @@ def test_static_caches_are_watched_for_changes_in_place():
     assert torch.equal(again, cached(model, ids[:, 32:], StaticCache(config=model.config, max_cache_len=128)))
 
 
+@torch.no_grad()
+def test_a_static_cache_that_was_cropped_and_filled_again_is_pooled_anew():
+    model, ids = tiny(), token_ids(1, 96)
+    cache = StaticCache(config=model.config, max_cache_len=128)
+    if not hasattr(cache.layers[0], "crop"):
+        pytest.skip("this transformers has no crop of static caches")
+    enable(model, 0.5)
+    cached(model, ids[:, :48], cache)
+    cache.crop(-20)
+    for token in ids[:, 48:70].split(1, dim=1):  # decode steps, which are dense and pool nothing
+        cached(model, token, cache)
+    ours = cached(model, ids[:, 64:], cache)
+    fresh = StaticCache(config=model.config, max_cache_len=128)
+    cached(model, ids[:, :28], fresh)
+    for token in ids[:, 48:70].split(1, dim=1):
+        cached(model, token, fresh)
+    torch.testing.assert_close(ours, cached(model, ids[:, 64:], fresh), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
 def test_padded_sequences_are_each_what_they_are_alone(side):
@@ -169,6 +188,19 @@ def test_compiles_into_one_graph_and_is_counted():
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(ids, use_cache=True).logits, eager)
     assert enabled.sparse_runs() == [2, 2]
+
+
+@torch.no_grad()
+def test_a_graph_that_cannot_look_at_padding_is_dense():
+    model, ids = tiny(), token_ids(2, 64)
+    padding = torch.ones_like(ids)
+    padding[0, :9] = 0
+    exact = model(ids, attention_mask=padding).logits
+    enabled = enable(model, 0.5)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    ours = compiled(ids, attention_mask=padding).logits
+    torch.testing.assert_close(ours[padding.bool()], exact[padding.bool()], rtol=1e-4, atol=1e-4)
+    assert enabled.sparse_runs() == [0, 0]
 
 
 @torch.no_grad()
@@ -239,7 +271,21 @@ def test_the_bundle_says_how_a_model_of_its_shape_selects(model, make_bundle):
         rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
     )
     enabled = prism_gen.enable(same, make_bundle(), backend="reference")
-    assert enabled._layers[0].attention.block_size == (64, 64)
+    assert enabled.layers[0].attention.block_size == (64, 64)
+
+
+@torch.no_grad()
+def test_densities_are_those_of_the_last_pass():
+    model = tiny("gemma3_text")
+    enabled = enable(model, 1.0, keep_stats=True)
+    assert enabled.densities() == [None, None]
+    padding = torch.ones(2, 64, dtype=torch.int64)
+    padding[0, :20] = 0
+    model(token_ids(2, 64), attention_mask=padding)
+    assert enabled.densities() == [None, 1.0]
+    enabled = enable(model, 0.2, keep_stats=True)
+    model(token_ids(2, 64), attention_mask=padding)
+    assert 0.1 < enabled.densities()[1] < 1
 
 
 def test_enabling_again_starts_anew():

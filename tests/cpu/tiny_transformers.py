@@ -71,19 +71,15 @@ def tiny(model_type: str = "llama", **fields: Any) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
 
 
-def enable(model: PreTrainedModel, threshold: float = 1.0, *, min_queries: int | None = None, **fields: Any) -> Enabled:
+def enable(model: PreTrainedModel, threshold: float = 1.0, **options: Any) -> Enabled:
     """Prism on `model` in plain torch, with small blocks. threshold: of every band; 1 selects everything.
 
-    fields: of the SelectionSpec.
+    options: of prism_gen.enable, and fields of the SelectionSpec.
     """
-    selection = SelectionSpec(
-        block_sizes=(BLOCKS,),
-        high_freq_threshold=threshold,
-        low_freq_threshold=threshold,
-        threshold=threshold,
-        **fields,
-    )
-    enabled = prism_gen.enable(model, backend="reference", selection=selection, min_queries=min_queries)
+    of_enable = {name: options.pop(name) for name in ("min_queries", "keep_stats") if name in options}
+    thresholds = dict.fromkeys(("high_freq_threshold", "low_freq_threshold", "threshold"), threshold)
+    selection = SelectionSpec(block_sizes=(BLOCKS,), **thresholds, **options)
+    enabled = prism_gen.enable(model, backend="reference", selection=selection, **of_enable)
     model.set_attn_implementation("prism")
     return enabled
 
