@@ -29,7 +29,7 @@ STYLES = (
     ("#D55E00", "X"),
     ("#8C8C8C", "*"),
 )
-DPI = 160
+DPI = 120
 Record = dict[str, Any]
 
 
