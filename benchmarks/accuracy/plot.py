@@ -19,8 +19,17 @@ from matplotlib.figure import Figure
 
 INK, QUIET, RULE = "#1B1E25", "#6B7280", "#C9CDD3"
 # Okabe and Ito's palette tells apart under every common colour blindness; marks differ too.
-STYLES = (("#1F2A44", "o"), ("#E69F00", "s"), ("#0072B2", "^"), ("#009E73", "D"), ("#CC79A7", "v"), ("#56B4E9", "P"))
-DPI = 160
+STYLES = (
+    ("#1F2A44", "o"),
+    ("#E69F00", "s"),
+    ("#0072B2", "^"),
+    ("#009E73", "D"),
+    ("#CC79A7", "v"),
+    ("#56B4E9", "P"),
+    ("#D55E00", "X"),
+    ("#8C8C8C", "*"),
+)
+DPI = 120
 Record = dict[str, Any]
 
 
@@ -29,13 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy.plot", description=__doc__)
     parser.add_argument("records", type=Path, nargs="+", help="JSON lines of python -m benchmarks.accuracy")
     parser.add_argument("--curves", type=Path, help="PNG of perplexity against density")
+    parser.add_argument("--block-size", help="of --curves, such as 64x64; default all")
     parser.add_argument("--layers", type=Path, help="PNG of the density of each layer")
     parser.add_argument("--setting", action="append", default=[], help="of --layers; default all")
     options = parser.parse_args(arguments)
     records = [record for path in options.records for record in read_records(path)]
     with mpl.rc_context({"font.family": "sans-serif", "font.size": 9, "text.color": INK, "axes.edgecolor": RULE}):
         if options.curves:
-            draw_curves(records).savefig(options.curves, dpi=DPI, facecolor="white")
+            wanted = f", {options.block_size}" if options.block_size else ""
+            of_size = [record for record in records if family(record).endswith(wanted)]
+            draw_curves(of_size).savefig(options.curves, dpi=DPI, facecolor="white")
         if options.layers:
             chosen = [record for record in records if not options.setting or record["setting"] in options.setting]
             draw_layers(chosen).savefig(options.layers, dpi=DPI, facecolor="white")
