@@ -48,7 +48,8 @@ class LazyMask:
     @property
     def num_keys(self) -> int:
         """Tokens of the longest sequence so far, padding left out; 0 without segments."""
-        return max([0, *[keys.stop - keys.start for _, _, keys in self.segments or ()]])  # what torch.compile can trace
+        lengths: list[int] = [keys.stop - keys.start for _, _, keys in self.segments or ()]
+        return max([0, *lengths])  # a list, because torch.compile cannot trace max with a default
 
     def sdpa(self) -> Tensor | None:
         """Boolean, or None where torch's is_causal says the same."""
