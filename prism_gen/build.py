@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 
 from prism_gen import __version__, gates
-from prism_gen.compile import LOG_NAME, Artifact, Compiler, Report
-from prism_gen.errors import BundleError, ConfigError
+from prism_gen.compile import LOG_NAME, Artifact, Compiler, Event, Report
+from prism_gen.errors import BundleError, CompileError, ConfigError, UnsupportedError
 from prism_gen.files import locked, sha256, write_atomic
 from prism_gen.fingerprint import Source, flags, make_source
 from prism_gen.manifest import (
@@ -24,16 +24,18 @@ from prism_gen.manifest import (
     KernelEntry,
     Manifest,
     Provenance,
+    Tuning,
     decode_manifest,
     encode_manifest,
     is_manifest,
 )
 from prism_gen.model import ModelSpec
+from prism_gen.plan import plan
 from prism_gen.provenance import commit_of
 from prism_gen.render import render, template_root
 from prism_gen.spec import KernelSpec
-from prism_gen.specialize import specialize
 from prism_gen.toolchain import Toolchain
+from prism_gen.tuning_table import TuningTable
 
 LOCK_NAME = ".lock"
 _FOLDERS = ("lib", "src", "log")
@@ -51,11 +53,13 @@ def build(
     jobs: int,
     report: Report,
     root: Path | None = None,
+    table: TuningTable | None = None,
 ) -> Manifest:
     """Build every kernel of `models` for `archs` and publish them as the bundle `out`.
 
     cache: folder shared by any number of builds. jobs: compiles at once. root: of the templates, by default those of
-    this package. A kernel that several models need is compiled and listed once.
+    this package. table: measured schedules, taken where they are not stale. A kernel that several models need is
+    compiled and listed once.
     Raises: UnsupportedError, RenderError, CompileError; ConfigError where two models have one name; BundleError where
     `out` holds something else than a bundle. After an error the earlier bundle, if any, is unchanged.
     """
@@ -68,21 +72,69 @@ def build(
             )
     _check_is_bundle(out)
     root = root or template_root()
-    specs = dict.fromkeys(spec for model in models for spec in specialize(model, archs))
-    sources = [make_source(spec, render(spec, root), root=root, toolchain=toolchain) for spec in specs]
+    planned = plan(models, archs, toolchain=toolchain, root=root, table=table)
+    sources = planned.sources
+    for warning in planned.warnings:
+        report(Event(kind="warning", name=warning))
     compiler = Compiler(toolchain=toolchain, cache=cache, root=root)
     artifacts = compiler.compile_all(sources, jobs=jobs, report=report)
-    entries = [_entry(source, artifact) for source, artifact in zip(sources, artifacts, strict=True)]
-    manifest = Manifest(
+    manifest = _manifest(models, sources, artifacts, toolchain, planned.tuning)
+    return _publish(manifest, artifacts, compiler, out)
+
+
+def build_each(
+    models: Sequence[ModelSpec],
+    specs: Sequence[KernelSpec],
+    *,
+    out: Path,
+    cache: Path,
+    toolchain: Toolchain,
+    jobs: int,
+    report: Report,
+    root: Path | None = None,
+) -> tuple[Manifest, dict[str, str]]:
+    """Build as many of these kernels as can be, as the bundle `out`; and, by key, why the others cannot.
+
+    Raises: RenderError; BundleError as build does.
+    """
+    _check_is_bundle(out)
+    root = root or template_root()
+    sources, refused = [], {}
+    for spec in specs:
+        try:
+            sources.append(make_source(spec, render(spec, root), root=root, toolchain=toolchain))
+        except UnsupportedError as error:
+            refused[spec.key] = error.asked
+    compiler = Compiler(toolchain=toolchain, cache=cache, root=root)
+    results = compiler.compile_each(sources, jobs=jobs, report=report)
+    built, artifacts = [], []
+    for source, result in zip(sources, results, strict=True):
+        if isinstance(result, CompileError):
+            refused[source.spec.key] = str(result)
+        else:
+            built.append(source)
+            artifacts.append(result)
+    return _publish(_manifest(models, built, artifacts, toolchain, None), artifacts, compiler, out), refused
+
+
+def _manifest(
+    models: Sequence[ModelSpec],
+    sources: Sequence[Source],
+    artifacts: Sequence[Artifact],
+    toolchain: Toolchain,
+    tuning: Tuning | None,
+) -> Manifest:
+    archs = dict.fromkeys(source.spec.arch for source in sources)
+    return Manifest(
         schema_version=SCHEMA_VERSION,
         generator=__version__,
         models=tuple(models),
-        kernels=tuple(entries),
+        kernels=tuple(_entry(source, artifact) for source, artifact in zip(sources, artifacts, strict=True)),
         toolchain=toolchain.versions,
         flags=tuple(dict.fromkeys(flag for arch in archs for flag in flags(arch))),
         provenance=_provenance(),
+        tuning=tuning,
     )
-    return _publish(manifest, artifacts, compiler, out)
 
 
 def _check_is_bundle(out: Path) -> None:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -30,7 +30,6 @@ from prism_gen.fingerprint import Source, flags
 from prism_gen.spec import Struct
 from prism_gen.toolchain import Toolchain
 
-PEAK_BYTES_PER_JOB = 4 << 30  # one attend kernel peaks at 3.9 GiB in nvcc 13.0
 _RESULT = "result.json"
 LOG_NAME = "log.txt"
 
@@ -47,27 +46,19 @@ class Artifact(Struct, frozen=True, kw_only=True):
 
 
 class Event(Struct, frozen=True, kw_only=True):
-    """Progress: `total` kernels are wanted; then for each, found in the cache, or started and done after `seconds`."""
+    """Progress: `total` kernels are wanted; then for each, found in the cache, or started and done after `seconds`.
 
-    kind: Literal["plan", "hit", "start", "done"]
+    failed: of compile_each, instead of done. warning: `name` is a sentence for people.
+    """
+
+    kind: Literal["plan", "hit", "start", "done", "failed", "warning"]
     name: str = ""
     seconds: float = 0.0
     total: int = 0
 
 
 Report = Callable[[Event], None]
-
-
-def default_jobs() -> int:
-    """Compiles that this machine can run at once: bounded by cores and by free memory."""
-    cores = len(os.sched_getaffinity(0))
-    free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, ValueError):  # /proc counts reclaimable page cache as available
-        meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
-        free_bytes = int(meminfo.split("MemAvailable:")[1].split()[0]) * 1024
-    with contextlib.suppress(OSError, ValueError):  # "max" where the cgroup sets no limit
-        free_bytes = min(free_bytes, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
-    return max(1, min(cores, free_bytes // PEAK_BYTES_PER_JOB))
+_T = TypeVar("_T")
 
 
 class Compiler:
@@ -86,12 +77,29 @@ class Compiler:
 
         Raises: CompileError for the first kernel that fails; those already running are finished and kept.
         """
+        return self._in_pool(lambda source: self._obtain(source, report), sources, jobs=jobs, report=report)
+
+    def compile_each(self, sources: Sequence[Source], *, jobs: int, report: Report) -> list[Artifact | CompileError]:
+        """As compile_all, but a kernel that fails costs only itself: its error stands in its place."""
+
+        def attempt(source: Source) -> Artifact | CompileError:
+            try:
+                return self._obtain(source, report)
+            except CompileError as error:
+                report(Event(kind="failed", name=source.spec.name))
+                return error
+
+        return self._in_pool(attempt, sources, jobs=jobs, report=report)
+
+    def _in_pool(
+        self, obtain: Callable[[Source], _T], sources: Sequence[Source], *, jobs: int, report: Report
+    ) -> list[_T]:
         self._cache.mkdir(parents=True, exist_ok=True)
         self._remove_stale()
         report(Event(kind="plan", total=len(sources)))
         pool = ThreadPoolExecutor(max_workers=jobs)
         try:
-            return list(pool.map(lambda source: self._obtain(source, report), sources))
+            return list(pool.map(obtain, sources))
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             if not isinstance(error, Exception):  # Ctrl-C or SIGTERM: nobody waits for the compilers

@@ -58,15 +58,21 @@ class BuildProgress:
             elif event.kind == "hit":
                 self.reused += 1
                 self._bar.advance(self._task)
+            elif event.kind == "warning":
+                self._console.print(Text.assemble(("warning: ", "bold yellow"), event.name), soft_wrap=True)
             elif event.kind == "start":
                 self._running.append(event.name)
                 if not self._console.is_terminal:
                     self._line(f"compiling {event.name}")
             else:
-                self.compiled += 1
-                self._running.remove(event.name)
+                if event.name in self._running:
+                    self._running.remove(event.name)
                 self._bar.advance(self._task)
-                self._line(f"compiled  {event.name}  {event.seconds:.1f} s")
+                if event.kind == "done":
+                    self.compiled += 1
+                    self._line(f"compiled  {event.name}  {event.seconds:.1f} s")
+                else:
+                    self._line(f"refused   {event.name}")
             self._bar.update(self._task, description="\n".join(self._running))
 
     def _line(self, text: str) -> None:

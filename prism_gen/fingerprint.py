@@ -12,6 +12,8 @@ from pathlib import Path
 import msgspec
 
 from prism_gen.arch import arch
+from prism_gen.families import family
+from prism_gen.files import sha256
 from prism_gen.spec import KernelSpec, Struct
 from prism_gen.toolchain import Toolchain
 
@@ -63,6 +65,19 @@ def header_closure(text: str, root: Path) -> dict[str, str]:
             found[str(path.relative_to(root))] = hashlib.sha256(data).hexdigest()
             pending.append((data.decode(), path.parent))
     return found
+
+
+def template_digest(spec: KernelSpec, text: str, *, root: Path) -> str:
+    """Digest of what every schedule of a family is rendered and compiled from: template, headers below `root`, flags.
+
+    text: any rendered source of the family. Tool versions are left out: a measurement outlives a compiler's patch.
+    """
+    inputs = {
+        "template": sha256(root / family(spec.family).template),
+        "headers": header_closure(text, root),
+        "flags": flags(spec.arch),
+    }
+    return hashlib.sha256(msgspec.json.encode(inputs, order="sorted")).hexdigest()
 
 
 def make_source(spec: KernelSpec, text: str, *, root: Path, toolchain: Toolchain) -> Source:

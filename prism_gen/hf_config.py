@@ -115,6 +115,7 @@ class HFPrism(msgspec.Struct, forbid_unknown_fields=True):
     reduce: Reduce | UnsetType = UNSET
     exclude_forced: bool | UnsetType = UNSET
     threshold: float | UnsetType = UNSET
+    profile: str | JsonObject | UnsetType | None = UNSET
 
 
 def read_json(path: Path) -> JsonObject:

@@ -10,12 +10,13 @@ from typing import Any
 
 import msgspec
 
+from prism_gen.crossover import Crossover
 from prism_gen.errors import BundleError, PrismError
 from prism_gen.families import decode_spec
 from prism_gen.model import ModelSpec
 from prism_gen.spec import KernelSpec, Struct
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: tuning
 MANIFEST_NAME = "manifest.json"
 
 
@@ -50,8 +51,26 @@ class Provenance(Struct, frozen=True, kw_only=True):
     commit: str
 
 
+class Tuning(Struct, frozen=True, kw_only=True):
+    """The tuning table that the schedules were taken from.
+
+    digest: SHA-256 of the file. gpu: where it was measured. speedups: key of each kernel that is not the default -> how
+    many times faster it was. crossovers: where sparse beats dense on that GPU.
+    """
+
+    digest: str
+    gpu: str
+    driver: str
+    cuda: str
+    speedups: dict[str, float]
+    crossovers: tuple[Crossover, ...] = ()
+
+
 class Manifest(Struct, frozen=True, kw_only=True):
-    """Everything a reader of a bundle may rely on. toolchain: tool -> version. flags: of nvcc, without paths."""
+    """Everything a reader of a bundle may rely on. toolchain: tool -> version. flags: of nvcc, without paths.
+
+    tuning: None where every schedule is the default of schedules.py.
+    """
 
     schema_version: int
     generator: str
@@ -60,6 +79,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     toolchain: dict[str, str]
     flags: tuple[str, ...]
     provenance: Provenance
+    tuning: Tuning | None = None
 
 
 class _Version(msgspec.Struct):

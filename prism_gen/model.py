@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from prism_gen.errors import ConfigError
+from prism_gen.profile import SelectionProfile
 
 BAND_GRANULE_DIMS = 16  # one MMA k-step; a band is a whole number of them
 SUB_BLOCK_SIZES = (4, 8, 16)  # tokens; finer costs more than it gains, coarser loses what makes it accurate (method.md)
@@ -58,14 +59,8 @@ class RopeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for name in _NEEDED_FIELDS[self.variant]:
             if getattr(self, name) is None:
                 raise _bad(name, None, f"a value, because rope type {self.variant} needs it", "use the published value")
-        for name in (
-            "factor",
-            "low_freq_factor",
-            "high_freq_factor",
-            "beta_fast",
-            "beta_slow",
-            "original_max_position_embeddings",
-        ):
+        positive = ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow")
+        for name in (*positive, "original_max_position_embeddings"):
             _check_positive(name, getattr(self, name))
         for name in ("long_factor", "short_factor"):
             factors: tuple[float, ...] | None = getattr(self, name)
@@ -97,6 +92,7 @@ class SelectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     top_k, density: what the distributions of a row keep instead of reaching the thresholds: so many key blocks each, or
     such a share (0, 1] of the visible ones; at most one of the two. max_blocks: capacity of a list, at least the forced
     blocks of any row; a row that wants more keeps the strongest that fit. None: every key block fits.
+    profile: thresholds by layer and list of blocks, found by `calibrate`, over the one of all.
     Raises: ConfigError if a value is out of range.
     """
 
@@ -120,6 +116,7 @@ class SelectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     top_k: int | None = None
     density: float | None = None
     max_blocks: int | None = None
+    profile: SelectionProfile | None = None
 
     def __post_init__(self) -> None:
         for name in ("high_freq_dim", "low_freq_dim"):
@@ -154,6 +151,8 @@ class SelectionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 raise _bad(name, count, "a number of key blocks, at least 1", "raise it, or leave it out")
         if self.density is not None and not 0 < self.density <= 1:  # also refuses NaN
             raise _bad("density", self.density, "a share of the visible blocks in (0, 1]", "give for example 0.1")
+        if self.profile is not None and self.cut != "top_p":
+            raise _bad("profile", "given", f"thresholds of probability, not of {self.cut}", "keep one of the two")
 
     def _check_sub_blocks(self) -> None:
         for side, name in enumerate(("sub_block_q", "sub_block_k")):
@@ -200,6 +199,10 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 raise _bad(f"prism.{name}", dim, f"at most head_dim, {self.head_dim}", "choose a narrower band")
         if not self.layer_kinds:
             raise _bad("layer_kinds", [], "at least one layer", "correct the number of layers")
+        if self.selection.profile is not None:
+            self.selection.profile.check(
+                num_layers=self.num_layers, num_lists=self.num_lists, share=self.selection.share
+            )
         _check_positive("softmax_scale", self.softmax_scale)
 
     @property

@@ -6,6 +6,7 @@ kinds). Must not know kernels: a spec that parses may still have no schedule.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from prism_gen.errors import ConfigError
 from prism_gen.hf_config import BlockSizeValue, HFConfig, HFPrism, JsonObject, decode, located, read_json
 from prism_gen.hf_layers import layer_kinds, refuse_unsupported, rope_spec
 from prism_gen.model import ModelSpec, SelectionSpec
+from prism_gen.profile import decode_profile, read_profile
 
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
 _PAPER_KEYS = (
@@ -39,7 +41,8 @@ def load_model_config(
     Raises: ConfigError if the file is missing or malformed; what parse_model_config raises.
     """
     name = path.resolve().parent.name if path.stem == "config" else path.stem
-    return parse_model_config(read_json(path), where=str(path), name=name, block_sizes=block_sizes, dtype=dtype)
+    data, folder = read_json(path), path.parent
+    return parse_model_config(data, where=str(path), name=name, block_sizes=block_sizes, dtype=dtype, folder=folder)
 
 
 def parse_model_config(
@@ -49,12 +52,13 @@ def parse_model_config(
     name: str,
     block_sizes: Sequence[tuple[int, int]] | None = None,
     dtype: str | None = None,
+    folder: Path | None = None,
 ) -> ModelSpec:
     """The model that the object of a config.json describes.
 
     where: what to call the object in errors. name: for a config that does not say its own. block_sizes: (q tokens, k
-    tokens), over the config's `prism.block_sizes`. dtype: "bf16" or "fp16", over the config's own. A multimodal config
-    is read through its text_config.
+    tokens), over the config's `prism.block_sizes`. dtype: "bf16" or "fp16", over the config's own. folder: that
+    `prism.profile` is relative to. A multimodal config is read through its text_config.
     Raises: ConfigError if it is contradictory; UnsupportedError if the model computes attention in a way that no kernel
     here does.
     """
@@ -65,7 +69,7 @@ def parse_model_config(
     kinds = layer_kinds(hf, _required(hf, "num_hidden_layers", "n_layer", at=at), at)
     rope = rope_spec(hf, head_dim, kinds, at)
     num_q_heads = _required(hf, "num_attention_heads", "n_head", at=at)
-    selection = _selection_spec(hf, block_sizes, at)
+    selection = selection_spec(hf.prism or {}, block_sizes=block_sizes, at=f"{at}prism.", folder=folder)
     with located(at):
         return ModelSpec(
             name=(hf.name_or_path or "").rstrip("/").rpartition("/")[2] or name,
@@ -91,6 +95,39 @@ def parse_block_size(value: BlockSizeValue) -> tuple[int, int]:
         allowed = '"QxK" in tokens such as "128x64", or a pair [q, k]'
         raise ConfigError(f"block size is {value!r}", exists=allowed, fix="write it in one of these forms")
     return int(match[1]), int(match[2] or match[1])
+
+
+def selection_spec(
+    prism: JsonObject,
+    *,
+    block_sizes: Sequence[tuple[int, int]] | None = None,
+    at: str = "",
+    folder: Path | None = None,
+) -> SelectionSpec:
+    """The selection that a config's `prism` object describes.
+
+    block_sizes: (q tokens, k tokens), over the object's own. at: what to put before a key in errors. folder: that the
+    path of a profile is relative to; default the current one.
+    Raises: ConfigError naming the key, what was found and what is allowed.
+    """
+    keys = [field.name for field in msgspec.structs.fields(HFPrism)]
+    decoded = msgspec.structs.asdict(decode(prism, HFPrism, at=at, keys=keys))
+    given: dict[str, Any] = {key: value for key, value in decoded.items() if value is not msgspec.UNSET}
+    one, several = given.pop("block_size", None), given.pop("block_sizes", None)
+    if one is not None and several is not None:
+        raise ConfigError(f"{at}block_size and {at}block_sizes are both given", fix="keep one of them")
+    _refuse_unread(given, at)
+    profile = given.pop("profile", None)
+    if isinstance(profile, str):
+        given["profile"] = read_profile((folder or Path()) / profile)
+    elif profile is not None:
+        given["profile"] = decode_profile(json.dumps(profile).encode(), where=f"{at}profile")
+    with located(at):
+        if block_sizes is not None:
+            given["block_sizes"] = tuple(block_sizes)
+        elif one is not None or several is not None:
+            given["block_sizes"] = tuple(parse_block_size(value) for value in (several if one is None else [one]))
+        return SelectionSpec(**given)
 
 
 def _text_object(data: JsonObject, at: str) -> tuple[JsonObject, str]:
@@ -150,24 +187,6 @@ def _softmax_scale(hf: HFConfig) -> float | None:
     if hf.attention_multiplier is not None:
         return hf.attention_multiplier
     return hf.query_pre_attn_scalar**-0.5 if hf.query_pre_attn_scalar else None
-
-
-def _selection_spec(hf: HFConfig, block_sizes: Sequence[tuple[int, int]] | None, at: str) -> SelectionSpec:
-    at = f"{at}prism."
-    data = hf.prism or {}
-    keys = [field.name for field in msgspec.structs.fields(HFPrism)]
-    prism = msgspec.structs.asdict(decode(data, HFPrism, at=at, keys=keys))
-    given: dict[str, Any] = {key: value for key, value in prism.items() if value is not msgspec.UNSET}
-    one, several = given.pop("block_size", None), given.pop("block_sizes", None)
-    if one is not None and several is not None:
-        raise ConfigError(f"{at}block_size and {at}block_sizes are both given", fix="keep one of them")
-    _refuse_unread(given, at)
-    with located(at):
-        if block_sizes is not None:
-            given["block_sizes"] = tuple(block_sizes)
-        elif one is not None or several is not None:
-            given["block_sizes"] = tuple(parse_block_size(value) for value in (several if one is None else [one]))
-        return SelectionSpec(**given)
 
 
 def _refuse_unread(given: dict[str, Any], at: str) -> None:

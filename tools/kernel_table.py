@@ -18,9 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # runs from a checkout, without installation
 
 from prism_gen import gates, rope  # noqa: E402
-from prism_gen.compile import Compiler, default_jobs  # noqa: E402
+from prism_gen.compile import Compiler  # noqa: E402
 from prism_gen.families import family  # noqa: E402
 from prism_gen.fingerprint import make_source  # noqa: E402
+from prism_gen.jobs import default_jobs  # noqa: E402
 from prism_gen.model import RopeSpec, SelectionSpec  # noqa: E402
 from prism_gen.render import render, template_root  # noqa: E402
 from prism_gen.schedules import ROWS, Row  # noqa: E402

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,23 @@ def measure(
             time.sleep(rest_s)
         times.append(once(fn, calls))
     return Timing(statistics.median(times), min(times), max(times), runs, calls)
+
+
+def measure_each(
+    calls: Mapping[str, Callable[[], object]], device: torch.device, *, runs: int = MIN_RUNS, warm: int = 2
+) -> dict[str, tuple[float, ...]]:
+    """Milliseconds of every run of several calls in turn, so that a clock that wanders slows all of them alike."""
+    once = _run_cuda if device.type == "cuda" else _run_host
+    for call in calls.values():
+        for _ in range(warm):
+            call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(runs):
+        for name, call in calls.items():
+            taken[name].append(once(call, 1))
+    return {name: tuple(round(ms, 5) for ms in times) for name, times in taken.items()}
 
 
 def host_cost_us(fn: Callable[[], object], device: torch.device, *, calls: int = 200) -> float:

@@ -1,4 +1,4 @@
-"""The command line: build | inspect | explain | doctor | capture | run | verify, one file each.
+"""The command line, one file a command.
 
 Owns the list of commands, and turns a PrismError into words and exit status 1. No command imports torch before it is
 called, so that building needs neither torch nor a GPU.
@@ -13,17 +13,34 @@ from types import FrameType
 import typer
 from rich.console import Console
 
+from prism_gen.cli.bench import bench
 from prism_gen.cli.build import build
+from prism_gen.cli.calibrate import calibrate
 from prism_gen.cli.capture import capture
 from prism_gen.cli.doctor import doctor
 from prism_gen.cli.explain import explain
 from prism_gen.cli.inspect import inspect
+from prism_gen.cli.pack import pack
 from prism_gen.cli.run import run
+from prism_gen.cli.tune import merge, tune
 from prism_gen.cli.verify import verify
 from prism_gen.console import print_error
 from prism_gen.errors import PrismError
 
-COMMANDS = (build, inspect, explain, doctor, capture, run, verify)  # in the order of --help
+COMMANDS = (
+    build,
+    inspect,
+    explain,
+    doctor,
+    capture,
+    run,
+    verify,
+    bench,
+    tune,
+    merge,
+    calibrate,
+    pack,
+)  # in the order of --help
 
 app = typer.Typer(
     no_args_is_help=True,

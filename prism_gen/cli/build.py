@@ -5,6 +5,7 @@ Owns the command's options and its last line. Must not import torch.
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -22,20 +23,16 @@ from prism_gen.cli.options import (
     Jobs,
     ModelConfigs,
     Nvcc,
+    default_bundle,
     load_models,
     split,
 )
-from prism_gen.compile import default_jobs
 from prism_gen.console import BuildProgress
-from prism_gen.errors import ConfigError
-from prism_gen.model import ModelSpec
+from prism_gen.jobs import default_jobs
+from prism_gen.plan import plan
+from prism_gen.render import template_root
 from prism_gen.toolchain import find_toolchain
-
-
-def _default_out(models: list[ModelSpec]) -> Path:
-    if len(models) > 1:
-        raise ConfigError("several models need a name for their bundle", fix="add --out generated/NAME")
-    return Path("generated") / models[0].name.replace("/", "--")
+from prism_gen.tuning_table import read_table
 
 
 def build(
@@ -45,6 +42,10 @@ def build(
     dtype: DTypeName = None,
     out: Annotated[Path | None, typer.Option(help="Bundle directory. Default: generated/MODEL.")] = None,
     jobs: Jobs = None,
+    tuning: Annotated[Path | None, typer.Option(help="Schedules measured by `tune`, instead of the defaults.")] = None,
+    digest: Annotated[
+        bool, typer.Option("--digest", help="Print the digest of all inputs, a key for caches in CI, and stop.")
+    ] = False,
     nvcc: Nvcc = None,
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
@@ -56,8 +57,13 @@ def build(
     """
     started = time.monotonic()
     models = load_models(model_config, block_size, dtype)
-    out = out or _default_out(models)
+    out = out or default_bundle(models)
+    table = read_table(tuning) if tuning else None
     toolchain = find_toolchain(nvcc=nvcc, cache=cache)
+    if digest:
+        planned = plan(models, split(arch, "--arch"), toolchain=toolchain, root=template_root(), table=table)
+        sys.stdout.write(f"{planned.digest}\n")
+        return
     console = Console()
     with BuildProgress(console) as progress:
         manifest = build_bundle(
@@ -68,6 +74,7 @@ def build(
             toolchain=toolchain,
             jobs=jobs or default_jobs(),
             report=progress,
+            table=table,
         )
     console.print(
         f"bundle {out}: {len(manifest.kernels)} kernels ({progress.compiled} compiled, {progress.reused} unchanged) "

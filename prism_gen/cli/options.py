@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -36,6 +36,13 @@ Nvcc = Annotated[
 Cache = Annotated[
     Path, typer.Option(envvar="PRISM_GEN_CACHE", help="Folder of compiled kernels, shared by all builds and processes.")
 ]
+BackendName = Annotated[
+    Literal["cuda", "reference"],
+    typer.Option(
+        envvar="PRISM_GEN_BACKEND",  # a CI recipe can be tried, as it is, where there is no GPU
+        help="`reference` puts plain torch in the place of the kernels: tries the command itself, without a GPU.",
+    ),
+]
 Jobs = Annotated[
     int | None,
     typer.Option("--jobs", "-j", min=1, help="Compiles at once. Default: from cores and memory."),
@@ -57,6 +64,13 @@ def load_models(paths: list[Path], block_size: str | None, dtype: str | None) ->
         tuple(parse_block_size(part) for part in split(block_size, "--block-size")) if block_size is not None else None
     )
     return [load_model_config(path, block_sizes=pairs, dtype=dtype) for path in paths]
+
+
+def default_bundle(models: list[ModelSpec]) -> Path:
+    """Where the bundle of one model goes. Raises: ConfigError for several."""
+    if len(models) > 1:
+        raise ConfigError("several models need a name for their bundle", fix="add --out generated/NAME")
+    return Path("generated") / models[0].name.replace("/", "--")
 
 
 @contextlib.contextmanager

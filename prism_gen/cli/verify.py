@@ -6,22 +6,19 @@ Owns the command's options and its exit status. Imports torch, so only when it i
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from prism_gen.cli.options import BundlePath, runtime_packages
+from prism_gen.cli.options import BackendName, BundlePath, runtime_packages
 
 CASE_TIMEOUT_S = 120.0  # the longest case takes 3 s on an H200; the first one also loads CUDA
 
 
 def verify(
     bundle: BundlePath,
-    backend: Annotated[
-        Literal["cuda", "reference"],
-        typer.Option(help="`reference` tries the examination itself, with plain torch as kernels, without a GPU."),
-    ] = "cuda",
+    backend: BackendName = "cuda",
     device: Annotated[str | None, typer.Option(help="Such as `cuda:1`. Default: the current one.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few cases a kernel: seconds instead of a minute.")] = False,
     only: Annotated[str, typer.Option(help="Part of a kernel's or a model's name, such as `attend`.")] = "",

@@ -26,6 +26,7 @@ from prism_gen.runtime.checks import (
 from prism_gen.runtime.connect import check_layer, choose_block_size, connect, find_model, open_bundle
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.load import Bundle
+from prism_gen.runtime.packages import FromPackage
 from prism_gen.runtime.pooled_keys import PooledKeys
 from prism_gen.runtime.reference_pool import compute_dtype
 from prism_gen.runtime.results import Output, Stats
@@ -34,7 +35,7 @@ from prism_gen.runtime.thresholds import ThresholdLike, Thresholds, choose_thres
 from prism_gen.sub_blocks import SubBlocks
 
 
-class PrismAttention:
+class PrismAttention(FromPackage):
     """Block-sparse prefill attention of one layer of a model, from a bundle of kernels or in plain torch.
 
     Everything that can fail for reasons other than the tensors fails here. Calls launch on torch's current stream,
@@ -62,21 +63,18 @@ class PrismAttention:
         one per list, in (0, 1]; default the model's.
         Raises: BundleError, ConfigError, UnsupportedError, ResolveError, DeviceError, TensorError.
         """
-        opened = open_bundle(bundle)
-        subject = find_model(opened, model)
-        self.model = subject.model
-        self.layer = layer
+        subject = find_model(opened := open_bundle(bundle), model)
+        self.model, self.layer = subject.model, layer
         check_layer(self.model, layer)
         self.block_size = choose_block_size(self.model, block_size)
         connection = connect(backend, bundle=opened, subject=subject, block_size=self.block_size, device=device)
         self.backend, self.scoring, self.device, self.resolutions = connection
-        own_dtype = TORCH_DTYPES[self.model.dtype]
         self._rules = TensorRules(
             num_q_heads=self.model.num_q_heads,
             num_kv_heads=self.model.num_kv_heads,
             head_dim=self.model.head_dim,
             heads_per_list=self.model.heads_per_list,
-            dtypes=(own_dtype,) if self.device else (*TORCH_DTYPES.values(), *EXACT_DTYPES),
+            dtypes=(TORCH_DTYPES[self.model.dtype],) if self.device else (*TORCH_DTYPES.values(), *EXACT_DTYPES),
             device=self.device,
         )
         self.softmax_scale = self.model.softmax_scale or self.model.head_dim**-0.5
@@ -96,7 +94,7 @@ class PrismAttention:
         Synchronises, so make them before capturing a graph. Raises: TensorError for NaN, out of range, a wrong length,
         or another estimator's.
         """
-        named = choose_thresholds(self.model.selection, high=high, low=low, threshold=threshold)
+        named = choose_thresholds(self.model, self.layer, self.block_size, high=high, low=low, threshold=threshold)
         return make_thresholds(named, self.model.num_lists, self.device, self.model.selection.cut)
 
     @overload

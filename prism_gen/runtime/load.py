@@ -67,6 +67,16 @@ class Bundle:
             )
         return names[0]
 
+    def sparse_from(self, gpu: str, label: str, *, density: float) -> int | None:
+        """The shortest length, tokens, from which selection and attend beat dense attention on `gpu`, as tune measured.
+
+        label: of the attend problem. density: selected over visible blocks. None: sparse won nowhere, or the bundle was
+        not built with a tuning table of this GPU and problem.
+        """
+        tuning = self.manifest.tuning
+        known = tuning.crossovers if tuning and tuning.gpu == gpu else ()
+        return next((crossover.wins_from(density) for crossover in known if crossover.label == label), None)
+
     def module(self, entry: KernelEntry) -> Any:
         """The opened library of one kernel, a tvm_ffi module. Needs no GPU: only launching does.
 

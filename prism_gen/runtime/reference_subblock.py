@@ -1,8 +1,7 @@
 """The subblock estimator in plain torch: key blocks scored by attention among the means of sub-blocks.
 
 Owns its meaning (method.md, The subblock estimator), from sub-block means to the fixed-point probabilities of the cut.
-Must not pool (reference_pool.py does, at sub-block size) or cut (reference_cut.py does). Never holds scores of more
-than one query block of all heads.
+Must not pool (reference_pool.py does, at sub-block size) or cut (reference_cut.py does).
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from prism_gen.runtime.rules import PAPER_RULES, SelectRules
 from prism_gen.runtime.selection import Selection
 from prism_gen.sub_blocks import SubBlocks
 
+MOST_SCORES = 1 << 25  # sub-block scores held at once, 128 MB of fp32: enough to be fast, small beside a model
 LEAST_REST = 1 / FIXED_ONE  # a smaller sum of probabilities rounds to nothing in fixed point
 
 
@@ -37,20 +37,23 @@ def block_scores(
     num_kv_heads = k_mean.shape[1]
     heads = num_q_heads // num_kv_heads if share == "group" else 1  # q heads of one list
     grouped = q_mean.reshape(batch, num_kv_heads, num_q_heads // num_kv_heads, -1, head_dim)
-    fine = BlockGrid(grid.seqlen_q, grid.seqlen_k, sub_blocks.q, sub_blocks.k)
-    rows_per_block, columns_per_block = grid.block_size_q // sub_blocks.q, grid.block_size_k // sub_blocks.k
-    seen_by_row = torch.tensor([fine.num_visible(row) for row in range(fine.num_q_blocks)], device=q_mean.device)
+    rows = grid.block_size_q // sub_blocks.q  # of a query block
+    visible = _visible_columns(grid, sub_blocks, q_mean.device)
     scores = q_mean.new_zeros(batch, num_q_heads // heads, grid.num_q_blocks, grid.num_k_blocks)
-    for i in range(grid.num_q_blocks):
-        rows = range(i * rows_per_block, min((i + 1) * rows_per_block, fine.num_q_blocks))
-        seen = grid.num_visible(i)
-        columns = min(seen * columns_per_block, fine.num_k_blocks)
-        logits = grouped[:, :, :, rows.start : rows.stop] @ k_mean[:, :, None, :columns].transpose(-1, -2)
-        hidden = torch.arange(columns, device=q_mean.device) >= seen_by_row[rows.start : rows.stop, None]
-        mass = (logits * softmax_scale).masked_fill_(hidden, -math.inf).softmax(-1)
-        mass = F.pad(mass, (0, seen * columns_per_block - columns))
-        of_list = mass.reshape(batch, num_q_heads // heads, heads * len(rows), seen, columns_per_block).sum(-1)
-        scores[:, :, i, :seen] = of_list.amax(2) if sub_blocks.reduce == "max" else of_list.mean(2)
+    per_block = batch * num_q_heads * rows * k_mean.shape[2]
+    slab = max(1, MOST_SCORES // per_block)  # query blocks at once
+    for first in range(0, grid.num_q_blocks, slab):
+        last = min(first + slab, grid.num_q_blocks)
+        sub_rows = slice(first * rows, last * rows)
+        mass = _block_mass(grouped[:, :, :, sub_rows], k_mean, visible[sub_rows], softmax_scale, grid, sub_blocks)
+        num_rows = mass.new_full((last - first, 1), rows)  # of each query block, the last may have fewer
+        num_rows[-1] = mass.shape[-2] - rows * (last - first - 1)
+        mass = F.pad(
+            mass, (0, 0, 0, rows * (last - first) - mass.shape[-2])
+        )  # no mass: neither maximum nor sum changes
+        mass = mass.reshape(batch, num_q_heads // heads, heads, last - first, rows, -1)
+        reduced = mass.amax((2, 4)) if sub_blocks.reduce == "max" else mass.sum((2, 4)) / (heads * num_rows)
+        scores[:, :, first:last] = reduced
     return scores
 
 
@@ -88,3 +91,25 @@ def select(
     )
     probs = block_probs(scores, sub_blocks=sub_blocks, grid=grid, rules=rules)
     return select_from_fixed(to_fixed(probs), thresholds, grid, rules)
+
+
+def _visible_columns(grid: BlockGrid, sub_blocks: SubBlocks, device: torch.device) -> Tensor:
+    """Number of sub-columns that each sub-row sees, [sub-rows, 1]."""
+    fine = BlockGrid(grid.seqlen_q, grid.seqlen_k, sub_blocks.q, sub_blocks.k)
+    return torch.tensor([[fine.num_visible(row)] for row in range(fine.num_q_blocks)], device=device)
+
+
+def _block_mass(
+    q_mean: Tensor, k_mean: Tensor, visible: Tensor, softmax_scale: float, grid: BlockGrid, sub_blocks: SubBlocks
+) -> Tensor:
+    """Each sub-row's softmax over the sub-columns it sees, summed by key block.
+
+    q_mean: [batch, num_kv_heads, group_size, rows, head_dim]; visible: [rows, 1]. Returns [batch, num_kv_heads,
+    group_size, rows, num_k_blocks].
+    """
+    columns = k_mean.shape[2]
+    logits = (q_mean @ k_mean[:, :, None].transpose(-1, -2)).mul_(softmax_scale)
+    logits.masked_fill_(torch.arange(columns, device=visible.device) >= visible, -math.inf)
+    per_block = grid.block_size_k // sub_blocks.k
+    padded = F.pad(logits.softmax(-1), (0, grid.num_k_blocks * per_block - columns))
+    return padded.reshape(*padded.shape[:-1], grid.num_k_blocks, per_block).sum(-1)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from prism_gen.errors import TensorError
-from prism_gen.model import CutKind, SelectionSpec
+from prism_gen.model import CutKind, ModelSpec
+from prism_gen.sub_blocks import estimator_label, sub_blocks
 
 ThresholdLike = float | Sequence[float] | Tensor
 
@@ -44,22 +45,29 @@ class Thresholds:
 
 
 def choose_thresholds(
-    selection: SelectionSpec,
+    model: ModelSpec,
+    layer: int,
+    block_size: tuple[int, int],
     *,
     high: ThresholdLike | None = None,
     low: ThresholdLike | None = None,
     threshold: ThresholdLike | None = None,
 ) -> dict[str, ThresholdLike]:
-    """The thresholds that the selection's estimator has, by name: those given, and the model's for the others.
+    """The thresholds that the model's estimator has, by name: those given, else those of its profile or of all layers.
 
-    Raises: TensorError for one that the estimator does not have.
+    Raises: TensorError for one that the estimator does not have; ConfigError where the profile is for something else.
     """
+    selection = model.selection
     asked = {"high_threshold": high, "low_threshold": low, "threshold": threshold}
     models: dict[str, ThresholdLike] = {"threshold": selection.threshold}
     if selection.estimator == "paper":
         models = {"high_threshold": selection.high_freq_threshold, "low_threshold": selection.low_freq_threshold}
     if (count := selection.density if selection.top_k is None else selection.top_k) is not None:
         models = dict.fromkeys(models, float(count))
+    if selection.profile is not None and all(value is None for value in asked.values()):
+        label = estimator_label(sub_blocks(selection, model.rope, model.head_dim, block_size))
+        of_layer = selection.profile.of_layer(layer, estimator=label, block_size=block_size)
+        models = dict.fromkeys(models, of_layer)
     for name, value in asked.items():
         if value is not None and name not in models:
             raise TensorError(

@@ -5,20 +5,16 @@ Owns the watchdog. Must not examine anything itself (worker.py does), so that no
 
 from __future__ import annotations
 
-import contextlib
 import json
 import multiprocessing
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 from prism_gen.verify.job import BEGIN, END, LOST_STATUS, SECTION, Job
 from prism_gen.verify.report import current_case, current_path
-
-POLL_S = 0.05  # between looks at the records; a case takes milliseconds, and the first one seconds
+from prism_gen.verify.watch import GrowingFile, watch
 
 Record = dict[str, Any]
 
@@ -27,23 +23,6 @@ def _work(job: Job) -> None:
     from prism_gen.verify.worker import work  # noqa: PLC0415 imports torch, which only the worker needs
 
     work(job)
-
-
-class _Lines:
-    """The complete lines of a growing file, each once."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._offset = path, 0
-
-    def new(self) -> Iterator[Record]:
-        """Records written since the last call."""
-        with contextlib.suppress(FileNotFoundError), self._path.open("rb") as file:
-            file.seek(self._offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                self._offset += len(line)
-                yield json.loads(line)
 
 
 def examine(
@@ -84,34 +63,32 @@ class _Watch:
         self.records: list[Record] = []
         self.done: set[str] = set()
         self._path, self._timeout_s, self._on_record = job.records, case_timeout_s, on_record
-        self._lines = _Lines(job.records)
+        self._lines, self._subject = GrowingFile(job.records), ""
 
     def until_end(self, process: BaseProcess) -> tuple[str, bool]:
         """(what the worker was in when it ended, "" if nothing; whether it hung and was killed)."""
-        subject, last, hung = "", time.monotonic(), False
-        while True:
-            ended = process.exitcode is not None  # asked first, so that nothing it wrote is missed
-            for record in self._lines.new():
-                last = time.monotonic()
-                if record["case"] == BEGIN:
-                    subject = record["what"]
-                elif record["case"] == END:
-                    self.done.add(subject)
-                    subject = ""
-                self._add(record)
-            if ended:
-                return subject, hung
-            if time.monotonic() - last > self._timeout_s:
-                hung = True
-                process.kill()
-            process.join(POLL_S)
+        self._subject = ""
+        hung = watch(process, self._read, timeout_s=self._timeout_s)
+        return self._subject, hung
+
+    def _read(self) -> bool:
+        """Takes what is new; whether there was anything."""
+        before = len(self.records)
+        for data in self._lines.new():
+            record = json.loads(data)
+            if record["case"] == BEGIN:
+                self._subject = record["what"]
+            elif record["case"] == END:
+                self.done.add(self._subject)
+                self._subject = ""
+            self._add(record)
+        return len(self.records) > before
 
     def add_crash(self, subject: str, problem: str) -> None:
         """The failing record of a worker that left none, into the file as well."""
         with self._path.open("a") as file:
             file.write(json.dumps(_crash(subject, problem)) + "\n")
-        for record in self._lines.new():
-            self._add(record)
+        self._read()
 
     def _add(self, record: Record) -> None:
         self.records.append(record)

@@ -10,7 +10,8 @@
 #include <tvm/ffi/optional.h>
 #include <tvm/ffi/string.h>
 
-#include <cutlass/numeric_types.h>
+#include <cutlass/bfloat16.h>
+#include <cutlass/half.h>
 
 #include <cstdint>
 #include <type_traits>

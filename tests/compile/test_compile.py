@@ -15,10 +15,11 @@ import pytest
 from prism_gen import arch as arch_module
 from prism_gen import fingerprint
 from prism_gen.build import build
-from prism_gen.compile import Compiler, default_jobs
+from prism_gen.compile import Compiler
 from prism_gen.errors import CompileError
 from prism_gen.families import FAMILIES, PoolProblem, RotateProblem
 from prism_gen.fingerprint import make_source
+from prism_gen.jobs import default_jobs
 from prism_gen.manifest import KernelEntry
 from prism_gen.model import ModelSpec, RopeSpec, SelectionSpec
 from prism_gen.model_config import load_model_config

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from prism_gen.compile import default_jobs
+from prism_gen.jobs import default_jobs
 from prism_gen.schedules import ROWS
 from prism_gen.toolchain import find_toolchain
 from tools.kernel_table import CACHE, TABLE, representative, table

@@ -160,3 +160,20 @@ def test_embedded_spec_is_compared(make_bundle: BundleMaker, spec_library: tuple
     assert bundle.module(first) is module
     with pytest.raises(BundleError, match="embeds another spec than the manifest"):
         bundle.module(second)
+
+
+def test_a_tuned_bundle_knows_from_where_sparse_wins_on_its_gpu_alone(make_bundle: BundleMaker) -> None:
+    path = make_bundle()
+    assert load_bundle(path).sparse_from("NVIDIA H200", "bf16-d64-b64x64", density=0.25) is None
+    crossings = [
+        {"seqlen": n, "dense": "d", "dense_ms": 1, "selection_ms": 0, "attend_ms": [[0.1, 1]], "wins_below": below}
+        for n, below in ((4096, 0.2), (16384, 0.6))
+    ]
+    crossover = {"arch": "sm90", "label": "bf16-d64-b64x64", "key": "k", "heads": [9, 3], "crossings": crossings}
+    tuning = {"digest": "", "gpu": "NVIDIA H200", "driver": "", "cuda": "", "speedups": {}, "crossovers": [crossover]}
+    edit_manifest(path, tuning=tuning)
+    bundle = load_bundle(path)
+    lengths = [bundle.sparse_from("NVIDIA H200", "bf16-d64-b64x64", density=density) for density in (0.1, 0.25, 0.9)]
+    assert lengths == [4096, 16384, None]
+    assert bundle.sparse_from("NVIDIA H100", "bf16-d64-b64x64", density=0.1) is None
+    assert bundle.sparse_from("NVIDIA H200", "bf16-d64-b128x64", density=0.1) is None

@@ -9,7 +9,8 @@ import pytest
 
 from prism_gen import __version__, fingerprint
 from prism_gen.build import build
-from prism_gen.compile import Compiler, Event, default_jobs
+from prism_gen.compile import Compiler, Event
+from prism_gen.jobs import default_jobs
 from prism_gen.manifest import MANIFEST_NAME, read_manifest
 from prism_gen.model import SelectionSpec
 

@@ -17,21 +17,6 @@ REPOSITORY = Path(__file__).parents[2]
 CONFIG = REPOSITORY / "tests" / "models" / "qwen3-8b.json"
 
 
-@pytest.fixture
-def prism(fake, tmp_path, monkeypatch):
-    """Run `python -m prism_gen` in an empty folder with the pretended compiler."""
-    monkeypatch.setenv("CUDA_HOME", str(fake.folder.parent))
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.delenv("PRISM_GEN_CACHE", raising=False)
-
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "prism_gen", *map(str, arguments)]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-
-    return run
-
-
 def test_build_names_each_kernel_and_the_bundle(prism, tmp_path):
     done = prism("build", "--model-config", CONFIG)
     assert done.returncode == 0, done.stderr

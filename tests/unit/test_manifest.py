@@ -114,8 +114,8 @@ def test_bytes_that_are_no_json_are_refused(data):
 
 
 def test_newer_schema_names_the_version_that_reads_it():
-    newer = b'{"schema_version": 2, "generator": "7.0.0", "kernels": {"another": "shape"}}'
-    with pytest.raises(BundleError, match=r"(?s)schema_version 2.*install prism_gen 7\.0\.0"):
+    newer = b'{"schema_version": 99, "generator": "7.0.0", "kernels": {"another": "shape"}}'
+    with pytest.raises(BundleError, match=r"(?s)schema_version 99.*install prism_gen 7\.0\.0"):
         decode_manifest(newer, where="manifest.json")
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import cmath
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from prism_gen.errors import ConfigError, UnsupportedError
 from prism_gen.model import RopeSpec, SelectionSpec
+from prism_gen.model_config import load_model_config
 from prism_gen.sub_blocks import LEAST_KEPT_K, LEAST_KEPT_Q, SubBlocks, kept_energy, sub_blocks
 
 ROPE = RopeSpec(theta=100000.0, rotary_dim=64)
@@ -52,6 +54,15 @@ def test_auto_takes_the_largest_sizes_that_keep_enough(theta: float, head_dim: i
     for size, least in ((found.q, LEAST_KEPT_Q), (found.k, LEAST_KEPT_K)):
         assert kept_energy(rope, head_dim, size) >= least
         assert size == 16 or kept_energy(rope, head_dim, 2 * size) < least
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("smollm2-135m-instruct", (4, 8)), ("llama-3.1-8b", (4, 16)), ("qwen3-8b", (4, 16)), ("qwen3-8b-yarn", (4, 16))],
+)
+def test_auto_of_published_models(name: str, sizes: tuple[int, int]) -> None:
+    model = load_model_config(Path(__file__).parents[1] / "models" / f"{name}.json")
+    assert chosen(model.head_dim, model.rope, (128, 128), estimator="auto") == SubBlocks(*sizes)
 
 
 def test_auto_takes_sizes_that_divide_the_block() -> None:

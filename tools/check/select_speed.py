@@ -12,6 +12,7 @@ import torch
 
 from prism_gen.bench.peers import prism_estimate, prism_unavailable
 from prism_gen.bench.timing import Timing, captured, measure
+from prism_gen.bench.workloads import sharpen
 from prism_gen.runtime import reference
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.selection import Selection
@@ -21,8 +22,6 @@ from tools.check.ceilings import report_ceilings
 from tools.check.graph import Pipeline, make_pipeline
 from tools.check.options import Options
 
-# Of the peaked inputs: found by trial, a tenth to a quarter of the blocks are then selected; of plain normal ones, all.
-SHARED_DIRECTIONS, SHARED_GAIN = 20, 0.3
 MAX_SORTED = 1 << 27  # probabilities that the reference sorts at once: 1 GB of int64 places
 THRESHOLD = 0.95  # the paper's for Llama, as the peers' figures were taken
 
@@ -53,17 +52,6 @@ def time_selection(pipeline: Pipeline, device: torch.device, tbps: float) -> Fin
     )
     check_lists(found, pipeline)
     return found
-
-
-def sharpen(pipeline: Pipeline) -> None:
-    """Gives each head's blocks a few common directions, in place, so that few keys matter, as in a real model."""
-    draw = torch.Generator(device=pipeline.q.device).manual_seed(1)
-    grid, head_dim = pipeline.grid, pipeline.q.shape[-1]
-    basis = SHARED_GAIN * torch.randn(SHARED_DIRECTIONS, head_dim, generator=draw, device=pipeline.q.device)
-    for x, size in ((pipeline.q, grid.block_size_q), (pipeline.k, grid.block_size_k)):
-        blocks = -(-x.shape[1] // size)
-        weights = torch.randn(1, blocks, x.shape[2], SHARED_DIRECTIONS, generator=draw, device=x.device)
-        x.add_((weights @ basis).to(x.dtype).repeat_interleave(size, 1)[:, : x.shape[1]])
 
 
 def check_lists(found: Findings, pipeline: Pipeline) -> None:
@@ -106,7 +94,7 @@ def run(kernels: list[Kernel], report: Report, options: Options) -> None:
                 continue
             report.case(what, case, partial(time_selection, pipeline, report.device, tbps), show=True)
             if seqlen == max(options.lengths):
-                sharpen(pipeline)
+                sharpen(pipeline.q, pipeline.k, (grid.block_size_q, grid.block_size_k))
                 report.case(what, f"{case}-peaked", partial(time_selection, pipeline, report.device, tbps), show=True)
             if "prism-estimate" in options.peers:
                 sizes = (grid.block_size_q, grid.block_size_k)

@@ -6,7 +6,9 @@
 #include "shared/bands.cuh"
 #include "shared/warp.cuh"
 
-#include <cute/tensor.hpp>
+#include <cute/config.hpp>
+#include <cute/util/type_traits.hpp>
+#include <cutlass/bfloat16.h>
 
 namespace prism {
 

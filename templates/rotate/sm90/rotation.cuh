@@ -4,7 +4,9 @@
 
 #include "shared/bands.cuh"
 
-#include <cute/tensor.hpp>
+#include <cute/config.hpp>
+#include <cute/util/type_traits.hpp>
+#include <cutlass/bfloat16.h>
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

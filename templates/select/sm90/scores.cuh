@@ -9,7 +9,8 @@
 #include "shared/warp.cuh"
 
 #include <cute/arch/mma_sm80.hpp>
-#include <cute/tensor.hpp>
+#include <cute/algorithm/tuple_algorithms.hpp>
+#include <cute/arch/util.hpp>
 
 #include <cuda_fp16.h>
 

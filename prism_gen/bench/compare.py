@@ -1,0 +1,67 @@
+"""Two bench runs side by side: what became slower beyond noise.
+
+Owns that verdict. Pure: must not time or print.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from prism_gen.bench.figures import OURS, BenchRun, Figure
+from prism_gen.errors import ConfigError
+
+
+class Change(NamedTuple):
+    """One figure in both runs. ratio: new over old median. on_par: the same, corrected by what the ceiling of the stage
+    changed between the runs. failed: slower than allowed.
+    """
+
+    old: Figure
+    new: Figure
+    ratio: float
+    on_par: float
+    failed: bool
+
+
+def parse_share(text: str) -> float:
+    """ "5%" or "0.05" -> 0.05. Raises: ConfigError unless a share in [0, 1)."""
+    try:
+        share = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise ConfigError(f"--fail-over {text!r}", exists="a share such as 5% or 0.05", fix="give such a share")
+    return share
+
+
+def compare(old: BenchRun, new: BenchRun, fail_over: float) -> list[Change]:
+    """Our own figures that both runs hold.
+
+    A figure fails where its median is slower by more than fail_over, as it is and against the ceiling measured in the
+    same process (a chip that is slower as a whole is no regression), and where the quartiles of the runs lie apart, so
+    that their spread does not explain it.
+    Raises: ConfigError where the runs are of different GPUs or have nothing in common.
+    """
+    gpus = old.machine.get("gpu"), new.machine.get("gpu")
+    if gpus[0] != gpus[1]:
+        raise ConfigError(
+            f"the old run is of {gpus[0]}, the new one of {gpus[1]}", fix="compare runs of one kind of GPU"
+        )
+    before = {figure.key: figure for figure in old.timed() if figure.who == OURS}
+    changes = [_change(before[f.key], f, old, new, fail_over) for f in new.timed() if f.who == OURS and f.key in before]
+    if not changes:
+        raise ConfigError(
+            "the two runs have no figure in common", fix="compare runs of the same model, lengths, densities and heads"
+        )
+    return changes
+
+
+def _change(old: Figure, new: Figure, old_run: BenchRun, new_run: BenchRun, fail_over: float) -> Change:
+    ratio = new.median_ms / old.median_ms
+    if new.stage == "selection":  # bound by memory, the others by the tensor cores
+        ceiling = new_run.ceilings.tbps / old_run.ceilings.tbps
+    else:
+        ceiling = new_run.ceilings.tflops / old_run.ceilings.tflops
+    on_par = ratio * ceiling
+    apart = new.quartiles_ms[0] > old.quartiles_ms[1]
+    return Change(old, new, ratio, on_par, failed=min(ratio, on_par) > 1 + fail_over and apart)

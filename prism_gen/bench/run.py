@@ -1,0 +1,163 @@
+"""The figures of one bundle: selection, attend and the whole layer, and its peers, on the same tensors in one process.
+
+Owns which figures are taken. Must not print or draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import msgspec
+import torch
+
+from prism_gen.bench.figures import BENCH_SCHEMA_VERSION, OURS, BenchRun, Ceilings, Figure, Stage
+from prism_gen.bench.peers import Peer, attend_peers, prism_estimate, prism_unavailable
+from prism_gen.bench.timing import CEILING_COPY_BYTES, CEILING_MATMUL, MIN_RUNS, ceilings, measure_each
+from prism_gen.bench.workloads import shared_heads, sharpen
+from prism_gen.model import ModelSpec
+from prism_gen.runtime.attention import PrismAttention
+from prism_gen.runtime.environment import environment
+from prism_gen.runtime.load import Bundle
+from prism_gen.runtime.results import Stats
+from prism_gen.verify.kernels import Kernel, bundle_kernel
+from prism_gen.verify.masks import density_of
+from prism_gen.verify.problem import Problem, make_problem, prepare_launch
+from prism_gen.verify.reference_kernels import reference_kernel
+
+CPU_MATMUL, CPU_COPY_BYTES = 256, 1 << 20  # where the ceilings only have to exist for the figures that quote them
+RUNS = 2 * MIN_RUNS  # of each figure: enough for quartiles that a comparison may trust
+
+Backend = Literal["cuda", "reference"]
+OnFigure = Callable[[Figure], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured. lengths: tokens. densities: of attend alone; the layer's is what its selection keeps.
+
+    peers: names of attend_peers, all that run here by default. prism_src: a checkout of the official Prism.
+    """
+
+    backend: Backend
+    device: torch.device
+    lengths: tuple[int, ...]
+    densities: tuple[float, ...]
+    peers: tuple[str, ...] | None = None
+    prism_src: str | None = None
+
+    def named_peers(self) -> list[Peer]:
+        """The peers asked for."""
+        known = attend_peers(self.prism_src)
+        return list(known.values()) if self.peers is None else [known[name] for name in self.peers if name in known]
+
+
+def run_bench(bundle: Bundle, plan: Plan, on_figure: OnFigure) -> BenchRun:
+    """Every figure of every model of the bundle, at each of its block sizes."""
+    figures: list[Figure] = []
+
+    def add(figure: Figure) -> None:
+        figures.append(figure)
+        on_figure(figure)
+
+    top = measured_ceilings(plan.device)
+    for model in bundle.manifest.models:
+        for size in model.selection.block_sizes:
+            for seqlen in plan.lengths:
+                for figure in _length(bundle, model, size, seqlen, plan):
+                    add(figure)
+    return BenchRun(
+        schema_version=BENCH_SCHEMA_VERSION, machine=environment(plan.device), ceilings=top, figures=tuple(figures)
+    )
+
+
+def measured_ceilings(device: torch.device) -> Ceilings:
+    """Both ceilings of this process."""
+    on_gpu = device.type == "cuda"
+    size, copy_bytes = (CEILING_MATMUL, CEILING_COPY_BYTES) if on_gpu else (CPU_MATMUL, CPU_COPY_BYTES)
+    product, copy = ceilings(device, size=size, copy_bytes=copy_bytes)
+    return Ceilings(tflops=2 * size**3 / product["ms"] / 1e9, tbps=2 * copy_bytes / copy["ms"] / 1e9)
+
+
+def _length(bundle: Bundle, model: ModelSpec, size: tuple[int, int], seqlen: int, plan: Plan) -> Iterator[Figure]:
+    """All figures of one model, block size and length."""
+    layer = model.layer_kinds.index("full")
+    device = plan.device if plan.backend == "cuda" else None
+    attention = PrismAttention(bundle, model.name, layer, block_size=size, backend=plan.backend, device=device)
+    kernel = _attend_kernel(bundle, attention, plan.backend)
+    heads = shared_heads(kernel, (model.num_q_heads, model.num_kv_heads))
+    for i, density in enumerate(plan.densities):
+        problem = make_problem(kernel, seqlen, density, heads, plan.device)
+        yield from _attend(kernel, problem, plan, with_dense=i == 0)
+    yield from _layer(attention, kernel, seqlen, heads, plan)
+
+
+def _attend_kernel(bundle: Bundle, attention: PrismAttention, backend: Backend) -> Kernel:
+    """The attend kernel of the layer, or plain torch in its place."""
+    sizes = attention.block_size
+    for entry in bundle.manifest.kernels:
+        problem = entry.spec.problem
+        if entry.spec.family == "attend" and (problem.block_size_q, problem.block_size_k) == sizes:
+            same = problem.head_dim == attention.model.head_dim and problem.dtype == attention.model.dtype
+            if same and problem.heads_per_list == attention.model.heads_per_list:
+                return reference_kernel(entry.spec) if backend == "reference" else bundle_kernel(bundle, entry)
+    raise LookupError(f"no attend kernel for {sizes} in {bundle.path}")  # PrismAttention was resolved from this bundle
+
+
+def _figure(stage: Stage, who: str, kernel: Kernel, problem: Problem, ms: Sequence[float], density: float) -> Figure:
+    """One figure with its work: attention on the selected blocks; of selection, the reading of q and k."""
+    q, k, v = (x.numel() * x.element_size() for x in (problem.q, problem.k, problem.v))
+    flops = problem.dense_flops if density == 1.0 else problem.selected_flops
+    return Figure(
+        stage=stage,
+        who=who,
+        label=kernel.problem.label(),
+        seqlen=problem.grid.seqlen_q,
+        density=round(density, 4),
+        heads=(problem.q.shape[2], problem.k.shape[2]),
+        ms=tuple(ms),
+        flops=0.0 if stage == "selection" else flops,
+        bytes_moved=float(q + k if stage == "selection" else 2 * q + k + v),
+    )
+
+
+def _attend(kernel: Kernel, problem: Problem, plan: Plan, *, with_dense: bool) -> Iterator[Figure]:
+    """Ours and the peers on one mask, runs in turn. with_dense: the dense ones too, whose time no mask changes."""
+    density = density_of(problem.block_mask, problem.grid)
+    calls: dict[str, Callable[[], object]] = {OURS: prepare_launch(kernel, problem)[0]}
+    densities = {OURS: density}
+    for peer in plan.named_peers():
+        if not (peer.sparse or with_dense):
+            continue
+        densities[peer.name] = density if peer.sparse else 1.0
+        if reason := peer.unavailable(problem):
+            figure = _figure("attend", peer.name, kernel, problem, (), densities[peer.name])
+            yield msgspec.structs.replace(figure, skipped=reason)
+        else:
+            calls[peer.name] = peer.prepare(problem)
+    for name, ms in measure_each(calls, plan.device, runs=RUNS).items():
+        yield _figure("attend", name, kernel, problem, ms, densities[name])
+
+
+def _layer(
+    attention: PrismAttention, kernel: Kernel, seqlen: int, heads: tuple[int, int], plan: Plan
+) -> Iterator[Figure]:
+    """Selection alone and the whole call, on inputs of which a tenth to a quarter of the blocks is selected."""
+    problem = make_problem(kernel, seqlen, 1.0, heads, plan.device)
+    q, k, v = problem.q, problem.k, problem.v
+    sharpen(q, k, attention.block_size)
+    selection = attention.select(attention.pool(q, k))
+    density = float(Stats.of(selection).density.mean())
+    chosen = Problem(q, k, v, selection.block_mask()[0], problem.grid, problem.softmax_scale)
+    calls: dict[str, Callable[[], object]] = {
+        "selection": lambda: attention.select(attention.pool(q, k)),
+        "layer": partial(attention, q, k, v),
+    }
+    if not prism_unavailable(plan.prism_src, attention.block_size):
+        calls["prism-estimate"] = prism_estimate(plan.prism_src, q, k, attention.block_size[0])[0]
+    for name, ms in measure_each(calls, plan.device, runs=RUNS).items():
+        stage: Stage = "layer" if name == "layer" else "selection"
+        who = name if name == "prism-estimate" else OURS
+        yield _figure(stage, who, kernel, chosen, ms, density)

@@ -1,0 +1,155 @@
+"""The stand of candidates on a real device: a bundle of them on a GPU, or plain torch in their place.
+
+Owns how a candidate is judged, timed, and put beside dense attention. Must not decide which is best.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prism_gen.bench.peers import attend_peers
+from prism_gen.bench.timing import MIN_RUNS, measure, measure_each
+from prism_gen.bench.workloads import Heads, calls_for, selection_call, shared_heads
+from prism_gen.crossover import Crossing, Crossover, wins_below
+from prism_gen.manifest import KernelEntry
+from prism_gen.runtime.load import load_bundle
+from prism_gen.runtime.rules import SelectRules
+from prism_gen.spec import KernelSpec
+from prism_gen.tune.shapes import CROSSOVER_DENSITIES
+from prism_gen.tuning_table import Shape
+from prism_gen.verify.kernels import Kernel, bundle_kernel, of_family
+from prism_gen.verify.masks import density_of
+from prism_gen.verify.pooling import find_pool
+from prism_gen.verify.problem import Problem, make_problem, prepare_launch
+from prism_gen.verify.reference_kernels import reference_kernel
+from prism_gen.verify.report import LOST
+from prism_gen.verify.select_cases import SelectCase
+from prism_gen.verify.trials import kernel_trials
+
+MAX_PROBLEMS = 3  # of a wrong candidate that its record holds
+OWN_DENSE = "this kernel on every block"
+
+
+@dataclass(frozen=True)
+class OpenStand:
+    """How a process opens its stand on a device, such as "cuda:0"; on "cpu" plain torch stands in for the kernels."""
+
+    device: str
+
+    def __call__(self, bundle: Path | None) -> DeviceStand:
+        """bundle: of the candidates; None on the CPU. Raises: BundleError as load_bundle does."""
+        if self.device == "cpu":
+            torch.set_num_threads(1)  # tensors are small, and the machine may be shared
+        return DeviceStand(bundle, torch.device(self.device))
+
+
+class DeviceStand:
+    """See Stand in unit.py."""
+
+    def __init__(self, bundle: Path | None, device: torch.device) -> None:
+        self._device = device
+        self._bundle = load_bundle(bundle) if bundle else None
+        self._entries: dict[str, KernelEntry] = {}
+        if self._bundle:
+            self._entries = {entry.key: entry for entry in self._bundle.manifest.kernels}
+        self._kernels: dict[str, Kernel] = {}
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+
+    def kernel(self, spec: KernelSpec) -> Kernel:
+        """The opened kernel of a candidate."""
+        if spec.key not in self._kernels:
+            entry = self._entries.get(spec.key)
+            made = bundle_kernel(self._bundle, entry) if self._bundle and entry else reference_kernel(spec)
+            self._kernels[spec.key] = made
+        return self._kernels[spec.key]
+
+    def problems(self, spec: KernelSpec) -> list[str]:
+        """The first few that its trials find. Raises: RuntimeError where the device is lost, which ends the process."""
+        kernel = self.kernel(spec)
+        found: list[str] = []
+        for trial in kernel_trials(kernel, self._first("pool"), self._device, quick=True):
+            try:
+                problems = trial.check().problems
+                if self._device.type == "cuda":
+                    torch.cuda.synchronize(self._device)
+            except Exception as error:
+                if any(sign in str(error) for sign in LOST):
+                    raise
+                problems = [f"{type(error).__name__}: {error}"]
+            found += [f"{trial.case}: {problem}" for problem in problems]
+            if len(found) >= MAX_PROBLEMS:
+                break
+        return found[:MAX_PROBLEMS]
+
+    def time(self, specs: Sequence[KernelSpec], shape: Shape, heads: Heads, runs: int) -> dict[str, tuple[float, ...]]:
+        """Every run of each candidate on the same inputs, in turn."""
+        kernels = [self.kernel(spec) for spec in specs]
+        calls = calls_for(kernels, shape.seqlen, shape.density, shape.batch, heads, self._device)
+        keyed = dict(zip((spec.key for spec in specs), calls, strict=True))
+        return measure_each(keyed, self._device, runs=runs)
+
+    def crossover(self, spec: KernelSpec, seqlens: Sequence[int], heads: Heads) -> Crossover | None:
+        """attend at several densities, its selection, and the fastest dense attention that is installed."""
+        if spec.family != "attend":
+            return None
+        kernel = self.kernel(spec)
+        heads = shared_heads(kernel, heads)
+        crossings = tuple(self._crossing(kernel, seqlen, heads) for seqlen in seqlens)
+        return Crossover(arch=spec.arch, label=spec.problem.label(), key=spec.key, heads=heads, crossings=crossings)
+
+    def _crossing(self, kernel: Kernel, seqlen: int, heads: Heads) -> Crossing:
+        points, problem = [], None
+        for density in CROSSOVER_DENSITIES:
+            problem = make_problem(kernel, seqlen, density, heads, self._device)
+            launch, _ = prepare_launch(kernel, problem)
+            points.append((density_of(problem.block_mask, problem.grid), measure(launch, self._device).median_ms))
+        points = [(round(density, 4), round(ms, 5)) for density, ms in sorted(dict(points).items())]
+        dense, dense_ms = self._dense(problem, points[-1][1]) if problem else (OWN_DENSE, points[-1][1])
+        selection_ms = self._selection_ms(kernel, seqlen, heads)
+        return Crossing(
+            seqlen=seqlen,
+            dense=dense,
+            dense_ms=round(dense_ms, 5),
+            selection_ms=round(selection_ms, 5),
+            attend_ms=tuple(points),
+            wins_below=round(wins_below(points, selection_ms, dense_ms), 4),
+        )
+
+    def _dense(self, problem: Problem, own_ms: float) -> tuple[str, float]:
+        """(name, milliseconds) of the fastest dense attention here, this kernel on every block among them."""
+        times = {OWN_DENSE: own_ms}
+        for name, peer in attend_peers().items():
+            if not peer.sparse and not peer.unavailable(problem):
+                times[name] = measure(peer.prepare(problem), self._device).median_ms
+        best = min(times, key=lambda name: times[name])
+        return best, times[best]
+
+    def _selection_ms(self, attend: Kernel, seqlen: int, heads: Heads) -> float:
+        """pool and select for these blocks; 0 where the bundle holds none for them."""
+        problem = attend.problem
+        share: Any = "head" if problem.heads_per_list == 1 else "group"
+        sizes = (problem.block_size_q, problem.block_size_k)
+        case = SelectCase(
+            seqlen, seqlen, *sizes, num_q_heads=heads[0], num_kv_heads=heads[1], rules=SelectRules(share=share)
+        )
+        for select in self._first("select"):
+            pool = find_pool(self._first("pool"), select, sizes, attend.dtype)
+            if pool is not None and select.problem.head_dim == problem.head_dim:
+                call = selection_call(pool, select, case, self._device)
+                return statistics.median(measure_each({"": call}, self._device, runs=MIN_RUNS)[""])
+        return 0.0
+
+    def _first(self, family: str) -> list[Kernel]:
+        """The first kernel of each problem of a family: the default, which a bundle of candidates lists first."""
+        firsts: dict[Any, KernelSpec] = {}
+        for entry in self._entries.values():
+            if entry.spec.family == family:
+                firsts.setdefault(entry.spec.problem, entry.spec)
+        return of_family([self.kernel(spec) for spec in firsts.values()], family)
