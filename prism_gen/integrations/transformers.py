@@ -35,12 +35,13 @@ from prism_gen.runtime.attention import PrismAttention
 from prism_gen.runtime.connect import choose_block_size, open_bundle
 from prism_gen.runtime.load import Bundle
 from prism_gen.runtime.thresholds import ThresholdLike
-from prism_gen.specialize import block_pair_scoring, specialize
+from prism_gen.specialize import attend_problem, block_pair_scoring, specialize
 
 IMPLEMENTATION = "prism"
 # Tokens from which sparse won on an H200 (32 q heads of 128, transformers 5.17; a layer, dense with FlashAttention-4):
 # .14 ms against .07 at 2048 tokens, where the host's launches are what is seen, .11 against .24 at 4096.
 MIN_KEYS = 4096
+USUAL_DENSITY = 0.25  # what the paper's thresholds select of a real text (docs/method.md)
 
 AttentionInterface.register(IMPLEMENTATION, prism_attention)
 AttentionMaskInterface.register(IMPLEMENTATION, prism_mask)
@@ -98,8 +99,9 @@ def enable(
 
     bundle: read once; None only for backend "reference". selection: default the config's `prism` object, else that of
     the bundle's model of this shape. block_size, thresholds: as for PrismAttention. min_queries: passes with fewer
-    tokens are dense; default one block of queries. min_keys: so are passes over sequences with fewer tokens; default
-    MIN_KEYS with "cuda", else 0. keep_stats: for Enabled.densities; costs two small launches a layer.
+    tokens are dense; default one block of queries. min_keys: so are passes over sequences with fewer tokens; default,
+    with "cuda", from where a tuned bundle says that sparse wins on this GPU, else MIN_KEYS. keep_stats: for
+    Enabled.densities; costs two small launches a layer.
     A layer that Prism does not serve (a sliding window, a head dim without kernels, another softmax) stays dense, and
     the result says why; calling again starts anew.
     Raises: BundleError, ResolveError, DeviceError where kernels that exist cannot be had; UnsupportedError for a model
@@ -115,7 +117,9 @@ def enable(
     spec, refusal = _describe_or_refuse(model, backend=backend, bundle=opened, selection=selection)
     thresholds = {"high_threshold": high_threshold, "low_threshold": low_threshold, "threshold": threshold}
     options: dict[str, Any] = {"block_size": block_size, "backend": backend, **thresholds}
-    least_keys = (MIN_KEYS if backend == "cuda" else 0) if min_keys is None else min_keys
+    least_keys = min_keys
+    if least_keys is None:
+        least_keys = _crossover(opened, spec, block_size) if backend == "cuda" and spec else 0
     limits = _Limits(min_queries, least_keys, keep_stats)
     name = ops.free_name(spec.name) if spec else type(model).__name__
     layers, statements = [], []
@@ -132,6 +136,14 @@ def enable(
     for module in modules.get(NOT_CAUSAL, ()):
         PrismLayer(NOT_CAUSAL, None, why_dense="not causal").attach(module)
     return Enabled(name, backend, statements, layers, min_keys=least_keys)
+
+
+def _crossover(bundle: Bundle | None, spec: ModelSpec, block_size: tuple[int, int] | None) -> int:
+    """Tokens from which a layer is faster sparse than dense, as measured where it was."""
+    label = attend_problem(spec, choose_block_size(spec, block_size)).label()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    measured = bundle.sparse_from(gpu, label, density=USUAL_DENSITY) if bundle else None
+    return MIN_KEYS if measured is None else measured
 
 
 class _Limits(NamedTuple):

@@ -286,6 +286,18 @@ def test_short_sequences_are_dense():
     assert "decode and prompts under 60 tokens are dense everywhere" in str(enabled)
 
 
+@pytest.mark.parametrize(("measured", "least"), [(2048, 2048), (None, 4096)], ids=["tuned", "not tuned"])
+def test_a_tuned_bundle_says_how_short_is_short(model, monkeypatch, measured, least):
+    from prism_gen.integrations import transformers as integration
+    from prism_gen.runtime.load import Bundle
+
+    asked = []
+    monkeypatch.setattr(Bundle, "sparse_from", lambda self, gpu, label, density: asked.append(label) or measured)
+    bundle = Bundle.__new__(Bundle)
+    assert integration._crossover(bundle, model, (128, 64)) == least
+    assert asked == ["bf16-d64-b128x64"]
+
+
 @torch.no_grad()
 def test_densities_are_those_of_the_last_pass():
     model = tiny("gemma3_text")
