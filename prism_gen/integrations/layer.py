@@ -39,18 +39,21 @@ class PrismLayer:
         kernels: str = "",
         why_dense: str = "",
         min_queries: int = 2,
+        min_keys: int = 0,
         keep_stats: bool = False,
     ) -> None:
         """index: the module's layer_idx. attention: None for a layer that is always dense, for the reason why_dense.
 
-        kernels: the name under which ops.py knows the attention. min_queries: shorter passes are dense. keep_stats: of
-        the last sparse pass, in `stats`, one for each call of it; not of passes inside a compiled graph.
+        kernels: the name under which ops.py knows the attention. min_queries, min_keys: shorter passes are dense, and
+        passes over shorter sequences. keep_stats: of the last sparse pass, in `stats`, one for each call of it; not of
+        passes inside a compiled graph.
         """
         self.index = index
         self.attention = attention
         self.kernels = kernels
         self.why_dense = why_dense
         self.min_queries = min_queries
+        self.min_keys = min_keys
         self.keep_stats = keep_stats
         self.stats: list[Stats] = []
         self._eager_calls: Counter[str] = Counter()
@@ -127,6 +130,8 @@ class PrismLayer:
             return "a mask from the caller"
         if mask.segments is None:
             return "a mask that is not causal, or not known while compiling"
+        if mask.num_keys < self.min_keys:
+            return f"fewer than {self.min_keys} tokens"
         window = options.get("sliding_window")
         used = ["dropout"] if dropout else []
         used += [f"a window of {window} tokens"] if window is not None and window < mask.shape[3] else []

@@ -45,6 +45,12 @@ class LazyMask:
         """[batch, 1, queries, keys]."""
         return self._arguments["batch_size"], 1, self._arguments["q_length"], self._arguments["kv_length"]
 
+    @property
+    def num_keys(self) -> int:
+        """Tokens of the longest sequence so far, padding left out; 0 without segments."""
+        lengths: list[int] = [keys.stop - keys.start for _, _, keys in self.segments or ()]
+        return max([0, *lengths])  # a list, because torch.compile cannot trace max with a default
+
     def sdpa(self) -> Tensor | None:
         """Boolean, or None where torch's is_causal says the same."""
         return self._make(sdpa_mask)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -35,9 +35,13 @@ from prism_gen.runtime.attention import PrismAttention
 from prism_gen.runtime.connect import choose_block_size, open_bundle
 from prism_gen.runtime.load import Bundle
 from prism_gen.runtime.thresholds import ThresholdLike
-from prism_gen.specialize import block_pair_scoring, specialize
+from prism_gen.specialize import attend_problem, block_pair_scoring, specialize
 
 IMPLEMENTATION = "prism"
+# Tokens from which sparse won on an H200 (32 q heads of 128, transformers 5.17; a layer, dense with FlashAttention-4):
+# .14 ms against .07 at 2048 tokens, where the host's launches are what is seen, .11 against .24 at 4096.
+MIN_KEYS = 4096
+USUAL_DENSITY = 0.25  # what the paper's thresholds select of a real text (docs/method.md)
 
 AttentionInterface.register(IMPLEMENTATION, prism_attention)
 AttentionMaskInterface.register(IMPLEMENTATION, prism_mask)
@@ -46,9 +50,12 @@ AttentionMaskInterface.register(IMPLEMENTATION, prism_mask)
 class Enabled:
     """What enable() did: a statement per layer, and counters of what ran. print() it to read it."""
 
-    def __init__(self, name: str, backend: str, statements: list[LayerStatement], layers: list[PrismLayer]) -> None:
+    def __init__(
+        self, name: str, backend: str, statements: list[LayerStatement], layers: list[PrismLayer], *, min_keys: int
+    ) -> None:
         self.name = name
         self.backend = backend
+        self.min_keys = min_keys
         self.statements = statements
         self.layers = layers
 
@@ -70,7 +77,8 @@ class Enabled:
     def __str__(self) -> str:
         sparse = sum(not statement.why_dense for statement in self.statements)
         head = f"{self.name}: {sparse} of {len(self.statements)} layers run sparse prefill on {self.backend}"
-        return f"{head}; decode is dense everywhere\n{sentences(self.statements)}"
+        dense = f"decode and prompts under {self.min_keys} tokens are" if self.min_keys else "decode is"
+        return f"{head}; {dense} dense everywhere\n{sentences(self.statements)}"
 
 
 def enable(
@@ -84,13 +92,16 @@ def enable(
     low_threshold: ThresholdLike | None = None,
     threshold: ThresholdLike | None = None,
     min_queries: int | None = None,
+    min_keys: int | None = None,
     keep_stats: bool = False,
 ) -> Enabled:
     """Resolves kernels for every attention layer of a transformers model; then model.set_attn_implementation("prism").
 
     bundle: read once; None only for backend "reference". selection: default the config's `prism` object, else that of
     the bundle's model of this shape. block_size, thresholds: as for PrismAttention. min_queries: passes with fewer
-    tokens are dense; default one block of queries. keep_stats: for Enabled.densities; costs two small launches a layer.
+    tokens are dense; default one block of queries. min_keys: so are passes over sequences with fewer tokens; default,
+    with "cuda", from where a tuned bundle says that sparse wins on this GPU, else MIN_KEYS. keep_stats: for
+    Enabled.densities; costs two small launches a layer.
     A layer that Prism does not serve (a sliding window, a head dim without kernels, another softmax) stays dense, and
     the result says why; calling again starts anew.
     Raises: BundleError, ResolveError, DeviceError where kernels that exist cannot be had; UnsupportedError for a model
@@ -104,13 +115,12 @@ def enable(
             fix="give a decoder of transformers 5, such as AutoModelForCausalLM loads",
         )
     spec, refusal = _describe_or_refuse(model, backend=backend, bundle=opened, selection=selection)
-    options: dict[str, Any] = {
-        "block_size": block_size,
-        "backend": backend,
-        "high_threshold": high_threshold,
-        "low_threshold": low_threshold,
-        "threshold": threshold,
-    }
+    thresholds = {"high_threshold": high_threshold, "low_threshold": low_threshold, "threshold": threshold}
+    options: dict[str, Any] = {"block_size": block_size, "backend": backend, **thresholds}
+    least_keys = min_keys
+    if least_keys is None:
+        least_keys = _crossover(opened, spec, block_size) if backend == "cuda" and spec else 0
+    limits = _Limits(min_queries, least_keys, keep_stats)
     name = ops.free_name(spec.name) if spec else type(model).__name__
     layers, statements = [], []
     for index in sorted(index for index in modules if index >= 0):
@@ -118,14 +128,43 @@ def enable(
         attention = None
         if spec and not why_dense:
             attention = PrismAttention(opened, spec, index, device=_device(modules[index][0]), **options)
-        layer = _layer(index, attention, why_dense, name, min_queries, keep_stats=keep_stats)
+        layer = limits.layer(index, attention, f"{name}.layer{index}", why_dense)
         layers.append(layer)
         statements.append(LayerStatement(index, why_dense, _kernel_names(attention)))
         for module in modules[index]:
             layer.attach(module)
     for module in modules.get(NOT_CAUSAL, ()):
         PrismLayer(NOT_CAUSAL, None, why_dense="not causal").attach(module)
-    return Enabled(name, backend, statements, layers)
+    return Enabled(name, backend, statements, layers, min_keys=least_keys)
+
+
+def _crossover(bundle: Bundle | None, spec: ModelSpec, block_size: tuple[int, int] | None) -> int:
+    """Tokens from which a layer is faster sparse than dense, as measured where it was."""
+    label = attend_problem(spec, choose_block_size(spec, block_size)).label()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    measured = bundle.sparse_from(gpu, label, density=USUAL_DENSITY) if bundle else None
+    return MIN_KEYS if measured is None else measured
+
+
+class _Limits(NamedTuple):
+    """Which passes of a layer are sparse; see enable."""
+
+    min_queries: int | None
+    min_keys: int
+    keep_stats: bool
+
+    def layer(self, index: int, attention: PrismAttention | None, name: str, why_dense: str) -> PrismLayer:
+        """A layer, its kernels registered under `name`."""
+        if attention is None:
+            return PrismLayer(index, None, why_dense=why_dense)
+        return PrismLayer(
+            index,
+            attention,
+            kernels=ops.register(attention, name),
+            min_queries=attention.block_size[0] if self.min_queries is None else self.min_queries,
+            min_keys=self.min_keys,
+            keep_stats=self.keep_stats,
+        )
 
 
 def _describe_or_refuse(
@@ -143,22 +182,6 @@ def _device(module: nn.Module) -> torch.device | None:
     """Where a layer's weights are, so that a model may lie on several GPUs; None where no GPU holds them."""
     device = next((parameter.device for parameter in module.parameters()), None)
     return device if device is not None and device.type == "cuda" else None
-
-
-def _layer(
-    index: int,
-    attention: PrismAttention | None,
-    why_dense: str,
-    name: str,
-    min_queries: int | None,
-    *,
-    keep_stats: bool,
-) -> PrismLayer:
-    if attention is None:
-        return PrismLayer(index, None, why_dense=why_dense)
-    kernels = ops.register(attention, f"{name}.layer{index}")
-    least = attention.block_size[0] if min_queries is None else min_queries
-    return PrismLayer(index, attention, kernels=kernels, min_queries=least, keep_stats=keep_stats)
 
 
 def _density(layer: PrismLayer) -> float | None:

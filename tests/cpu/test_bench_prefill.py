@@ -10,7 +10,8 @@ import pytest
 import torch
 
 pytest.importorskip("transformers", minversion="5.0")
-from benchmarks.prefill import Bench, Figure, share_for
+from benchmarks.prefill import Bench
+from benchmarks.prefill_figures import Figure, share_for
 from benchmarks.prefill_model import random_model
 from prism_gen.model import SelectionSpec
 from prism_gen.runtime import PrismAttention

@@ -275,6 +275,30 @@ def test_the_bundle_says_how_a_model_of_its_shape_selects(model, make_bundle):
 
 
 @torch.no_grad()
+def test_short_sequences_are_dense():
+    model = tiny()
+    enabled = enable(model, min_keys=60)
+    padding = torch.ones(1, 70, dtype=torch.int64)
+    padding[0, :11] = 0
+    model(token_ids(1, 70), attention_mask=padding)
+    model(token_ids(1, 60))
+    assert enabled.calls() == [{"dense: fewer than 60 tokens": 1, SPARSE: 1}] * 2
+    assert "decode and prompts under 60 tokens are dense everywhere" in str(enabled)
+
+
+@pytest.mark.parametrize(("measured", "least"), [(2048, 2048), (None, 4096)], ids=["tuned", "not tuned"])
+def test_a_tuned_bundle_says_how_short_is_short(model, monkeypatch, measured, least):
+    from prism_gen.integrations import transformers as integration
+    from prism_gen.runtime.load import Bundle
+
+    asked = []
+    monkeypatch.setattr(Bundle, "sparse_from", lambda self, gpu, label, density: asked.append(label) or measured)
+    bundle = Bundle.__new__(Bundle)
+    assert integration._crossover(bundle, model, (128, 64)) == least
+    assert asked == ["bf16-d64-b128x64"]
+
+
+@torch.no_grad()
 def test_densities_are_those_of_the_last_pass():
     model = tiny("gemma3_text")
     enabled = enable(model, 1.0, keep_stats=True)

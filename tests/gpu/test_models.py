@@ -94,7 +94,7 @@ def model() -> LlamaForCausalLM:
 
 def enable(model: Any, bundle: Bundle, threshold: float = 1.0, **options: Any) -> Enabled:
     selection = SelectionSpec(block_sizes=(BLOCKS,), high_freq_threshold=threshold, low_freq_threshold=threshold)
-    enabled = prism_gen.enable(model, bundle, selection=selection, **options)
+    enabled = prism_gen.enable(model, bundle, selection=selection, min_keys=0, **options)
     model.set_attn_implementation("prism")
     return enabled
 
