@@ -34,7 +34,7 @@ struct SelectKernel {
   static constexpr int kThreads = Config::kThreads;
   static constexpr int kCluster = Config::kCluster;
   static constexpr bool kPrepared = Config::kPrepared;
-  static constexpr int kWide = 1;
+  static constexpr int kWide = 1;  // 16 columns a unit: 32 would read q half as often, but take all 128 registers beside rows of 64 words
   static constexpr int kLeastWords = 2 * kStepWords;  // both bands of a row, each read in whole steps
   static constexpr int kWords = Config::kWords < kLeastWords ? kLeastWords : Config::kWords;  // that a row has room for
   static constexpr bool kGroup = kMode == SelectMode::kGroup, kPlain = kMode == SelectMode::kPlain;
