@@ -13,10 +13,11 @@ from typing import Literal
 import msgspec
 import torch
 
+from prism_gen.bench.directions import sharpen
 from prism_gen.bench.figures import BENCH_SCHEMA_VERSION, OURS, BenchRun, Ceilings, Figure, Stage
 from prism_gen.bench.peers import Peer, attend_peers, prism_estimate, prism_unavailable
 from prism_gen.bench.timing import CEILING_COPY_BYTES, CEILING_MATMUL, MIN_RUNS, ceilings, measure_each
-from prism_gen.bench.workloads import shared_heads, sharpen
+from prism_gen.bench.workloads import shared_heads
 from prism_gen.model import ModelSpec
 from prism_gen.runtime.attention import PrismAttention
 from prism_gen.runtime.environment import environment

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from prism_gen.bench.fine_workload import score_calls, subpool_calls
 from prism_gen.errors import UnsupportedError
 from prism_gen.verify.kernels import Kernel, bands_of
 from prism_gen.verify.pooling import Pooled
@@ -23,8 +24,6 @@ Call = Callable[[], object]
 Heads = tuple[int, int]  # (q, kv)
 BLOCKS = (128, 128)  # q and k tokens, of kernels that take any
 THRESHOLD = 0.95  # the paper's for Llama
-# Of sharpened inputs: found by trial, a tenth to a quarter of the blocks are then selected; of plain normal ones, all.
-SHARED_DIRECTIONS, SHARED_GAIN = 20, 0.3
 
 
 def calls_for(
@@ -73,16 +72,6 @@ def _rotate(kernels: Sequence[Kernel], seqlen: int, batch: int, heads: Heads, de
     return [partial(kernel.launch, *inputs, *outputs, *BLOCKS, 0, None, None) for kernel in kernels]
 
 
-def sharpen(q: Tensor, k: Tensor, block_sizes: tuple[int, int]) -> None:
-    """Gives each head's blocks a few common directions, in place, so that few keys matter, as in a real model."""
-    draw = torch.Generator(device=q.device).manual_seed(1)
-    basis = SHARED_GAIN * torch.randn(SHARED_DIRECTIONS, q.shape[-1], generator=draw, device=q.device)
-    for x, size in zip((q, k), block_sizes, strict=True):
-        blocks = -(-x.shape[1] // size)
-        weights = torch.randn(x.shape[0], blocks, x.shape[2], SHARED_DIRECTIONS, generator=draw, device=x.device)
-        x.add_((weights @ basis).to(x.dtype).repeat_interleave(size, 1)[:, : x.shape[1]])
-
-
 def _select(kernels: Sequence[Kernel], seqlen: int, batch: int, heads: Heads, device: torch.device) -> list[Call]:
     case = SelectCase(seqlen, seqlen, *BLOCKS, num_q_heads=heads[0], num_kv_heads=heads[1], batch=batch)
     means = case.means(kernels[0].problem.head_dim, device)
@@ -125,4 +114,6 @@ CALLS: dict[str, Callable[[Sequence[Kernel], int, int, Heads, torch.device], lis
     "pool": _pool,
     "rotate": _rotate,
     "select": _select,
+    "subpool": subpool_calls,
+    "score": score_calls,
 }

@@ -10,6 +10,7 @@ from prism_gen.bench import command
 from prism_gen.bench.figures import OURS, read_run
 from prism_gen.bench.workloads import calls_for
 from prism_gen.errors import UnsupportedError
+from prism_gen.model import SelectionSpec
 from prism_gen.spec import KernelSpec
 from prism_gen.specialize import specialize
 from prism_gen.verify.kernels import Kernel
@@ -49,9 +50,10 @@ def test_a_peer_that_does_not_exist_is_named(make_bundle):
         measure(make_bundle(), peers=("fa9",))
 
 
-@pytest.mark.parametrize("family", ["pool", "rotate", "select", "attend"])
+@pytest.mark.parametrize("family", ["pool", "rotate", "select", "subpool", "score", "attend"])
 def test_a_workload_launches_every_candidate_on_the_same_inputs(make_model, family):
-    model = make_model(fused_rope=True)
+    fine = {"selection": SelectionSpec(block_sizes=((128, 128),), estimator="subblock")}
+    model = make_model(**(fine if family in ("subpool", "score") else {"fused_rope": True}))
     spec = next(spec for spec in specialize(model, ["sm90"]) if spec.family == family)
     seen: list[tuple[object, ...]] = []
 
@@ -74,6 +76,6 @@ def test_a_workload_launches_every_candidate_on_the_same_inputs(make_model, fami
 
 
 def test_a_family_without_a_workload_is_said():
-    kernel = Kernel(KernelSpec(family="score", arch="sm90", problem=None, schedule=None), lambda *given: None)
-    with pytest.raises(UnsupportedError, match="no workload for kernels of the family 'score'"):
+    kernel = Kernel(KernelSpec(family="decode", arch="sm90", problem=None, schedule=None), lambda *given: None)
+    with pytest.raises(UnsupportedError, match="no workload for kernels of the family 'decode'"):
         calls_for([kernel], 200, 0.5, 1, (2, 1), CPU)

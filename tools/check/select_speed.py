@@ -10,9 +10,9 @@ from functools import partial
 
 import torch
 
+from prism_gen.bench.directions import sharpen
 from prism_gen.bench.peers import prism_estimate, prism_unavailable
 from prism_gen.bench.timing import Timing, captured, measure
-from prism_gen.bench.workloads import sharpen
 from prism_gen.runtime import reference
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.selection import Selection
