@@ -74,7 +74,8 @@ def test_the_lists_are_the_references(fine_bundle: Bundle, model_index: int, blo
     assert float((chosen.probs - exact.probs).abs().max()) / 2**30 < 0.01
     out, _ = ours.attend(q, k, v, chosen)
     expected, _ = by_reference.attend(q, k, v, chosen)
-    assert float((out.float() - expected.float()).abs().max()) < 0.02
+    largest = float(expected.abs().max())
+    assert float((out.float() - expected.float()).abs().max()) < 0.02 * largest  # some units of bf16
 
 
 def test_chunks_with_pooled_keys_choose_what_one_call_chooses(fine_bundle: Bundle, model_index: int) -> None:

@@ -36,8 +36,7 @@ class Combiner {
         if (params_.mean) combine<true>(tile, warp, part, row);
         else combine<false>(tile, warp, part, row);
       }
-      __syncwarp();
-      if (lane_ == 0) arrive_at(smem_.sums_empty[ring_.slot]);
+      arrive_at(smem_.sums_empty[ring_.slot]);  // every lane, for its own reads
       ring_.advance();
     }
   }

@@ -90,7 +90,7 @@ class Consumer {
       float const inverse = sums.inverse_total(r);
       if (thread_ % 4 == 0) smem_.factors[sums_ring_.slot][warp_group_ * Traits::kRows + row_in_tile() + 8 * r] = inverse;
     }
-    release(smem_.sums_full[sums_ring_.slot]);
+    arrive_at(smem_.sums_full[sums_ring_.slot]);  // every lane, for its own sums
     sums_ring_.advance();
   }
 

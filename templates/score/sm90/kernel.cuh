@@ -24,8 +24,9 @@ __device__ __forceinline__ void init_barriers(typename Traits::SharedStorage& sm
     smem.k_empty[i].init(kWarps * Traits::kWarpGroups);
   }
   for (int i = 0; i < Traits::kSumsStages; ++i) {
-    smem.sums_full[i].init(kWarps * Traits::kWarpGroups);
-    smem.sums_empty[i].init(Traits::kCombinerWarps);
+    // Every thread arrives: racecheck does not see that a lane's arrival stands for what its warp did before.
+    smem.sums_full[i].init(kWarps * Traits::kWarpGroups * cutlass::NumThreadsPerWarp);
+    smem.sums_empty[i].init(Traits::kCombinerWarps * cutlass::NumThreadsPerWarp);
   }
   cutlass::arch::fence_barrier_init();
 }
