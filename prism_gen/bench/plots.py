@@ -38,26 +38,37 @@ def draw(run: BenchRun, folder: Path) -> list[Path]:
 
 
 def _speedup(axes: Any, run: BenchRun) -> bool:
-    """Dense time over ours, by length; a line a density of attend, and the whole layer."""
-    lines: dict[str, list[tuple[int, float]]] = {}
-    for figure in run.timed():
-        dense = fastest_dense(run.timed(), figure.seqlen, figure.heads)
-        if dense is None or figure.who != OURS or figure.stage == "selection" or figure is dense:
-            continue
-        what = f"{figure.stage} {figure.label}, density {figure.density:.2f}"
-        if figure.stage == "layer":
-            what = f"layer {figure.label}"
-        lines.setdefault(what, []).append((figure.seqlen, dense.median_ms / figure.median_ms))
-    for i, (what, points) in enumerate(sorted(lines.items())):
-        seqlens, ratios = zip(*sorted(points), strict=True)
-        style = "-o" if what.startswith("layer") else "--s"
-        axes.plot(seqlens, ratios, style, label=what, color=_colour(i))
+    """Dense time over ours, by length; a line for each density of attend that was asked for, and the whole layer."""
+    lines = _lines(run)
+    for i, (what, figures) in enumerate(lines.items()):
+        points = []
+        for figure in sorted(figures, key=lambda figure: figure.seqlen):
+            dense = fastest_dense(run.timed(), figure.seqlen, figure.heads)
+            if dense is not None:
+                points.append((figure.seqlen, dense.median_ms / figure.median_ms))
+        densities = sorted(figure.density for figure in figures)
+        style = "-o" if what[0] == "layer" else "--s"
+        label = f"{what[0]} {what[1]}, density {densities[0]:.2f} to {densities[-1]:.2f}"
+        axes.plot(*zip(*points, strict=True) if points else ((), ()), style, label=label, color=_colour(i))
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.set_xscale("log", base=2)
     axes.set(xlabel="tokens", ylabel="times the fastest dense attention", title="Speed-up over dense attention")
     if lines:
         axes.legend(fontsize=7)
-    return bool(lines)
+    return any(figure.density == 1.0 for figure in run.timed("attend"))
+
+
+def _lines(run: BenchRun) -> dict[tuple[str, str, int], list[Figure]]:
+    """(stage, label, which density of its length, rising) -> our figures: a mask's own density differs by length."""
+    groups: dict[tuple[str, str, int], list[Figure]] = {}
+    for figure in run.timed():
+        if figure.who == OURS and figure.stage != "selection" and figure.density < 1.0:
+            groups.setdefault((figure.stage, figure.label, figure.seqlen), []).append(figure)
+    lines: dict[tuple[str, str, int], list[Figure]] = {}
+    for (stage, label, _), figures in groups.items():
+        for rank, figure in enumerate(sorted(figures, key=lambda figure: figure.density)):
+            lines.setdefault((stage, label, rank), []).append(figure)
+    return lines
 
 
 def _roofline(axes: Any, run: BenchRun) -> bool:
