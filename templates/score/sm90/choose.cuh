@@ -28,14 +28,13 @@ struct ChooseKernel {
   static constexpr int kThreads = 256;
   static constexpr int kWarps = kThreads / kWarpSize;
   static constexpr int kCtasPerSm = kWords == 32 ? 3 : 2;  // as many as registers allow
-  static constexpr int kGroupsInFlight = 8;                   // 128 columns each: 16-byte loads of a lane
-  static constexpr int kListWords = kBatchWords * kWarpSize;  // a batch of a list, put together
-  static constexpr int kRowFloats = kWords * kWarpSize > kListWords ? kWords * kWarpSize : kListWords;
+  static constexpr int kGroupsInFlight = 8;  // 128 columns each: 16-byte loads of a lane
+  static constexpr int kRowFloats = kWords * kWarpSize;
   using Row = std::conditional_t<kInMemory, MemoryRow, RegisterRow<kInMemory ? kStepWords : kWords>>;
 
-  // Of one warp: the row, in whose place the list is put together, then its bit mask and the one of what fits.
+  // Of one warp: the row, then its bit mask.
   CUTE_HOST_DEVICE static int64_t warp_bytes(SelectParams const& p) {
-    return (kRowFloats + (p.may_overflow() ? 2 : 1) * mask_words(p.num_k_blocks)) * int64_t(sizeof(float));
+    return (kRowFloats + mask_words(p.num_k_blocks)) * int64_t(sizeof(float));
   }
   CUTE_HOST_DEVICE static int64_t smem_bytes(SelectParams const& p) { return kWarps * ((warp_bytes(p) + 15) / 16 * 16); }
 
@@ -140,7 +139,7 @@ struct ChooseKernel {
     int const wanted = keep(p, row, start, rule, num_visible, q_block, mask, lane);
     __syncwarp();  // lanes read words that others wrote, and the row is in registers
     int const words = mask_words(num_visible);
-    emit_list(p, out_row, q_block, wanted, reinterpret_cast<int32_t*>(memory), [&](int word) { return word < words ? mask[word] : 0u; });
+    emit_list(p, out_row, q_block, wanted, [&](int word) { return word < words ? mask[word] : 0u; });
     __syncwarp();
   }
 
