@@ -19,7 +19,9 @@ from prism_gen.calibrate.allocate import Array, Curves
 from prism_gen.calibrate.changes import directional_changes
 from prism_gen.model import ModelSpec
 from prism_gen.runtime.attention import PrismAttention
+from prism_gen.runtime.connect import model_rules
 from prism_gen.runtime.masked import dense_attention
+from prism_gen.runtime.reference_cut import select_from_fixed
 from prism_gen.runtime.results import Stats
 
 # Layer, q [batch, tokens, num_q_heads, head_dim], k and v [batch, tokens, num_kv_heads, head_dim], post-RoPE -> like q.
@@ -101,16 +103,15 @@ class _Probe:
         dense = dense_attention(q, k, v, softmax_scale=self._scale)
         if attention is None:
             return dense
-        pooled = attention.pool(q, k)
-        names = ("high", "low") if attention.model.selection.estimator == "paper" else ("threshold",)
-        selections = []
-        for threshold in self._thresholds:
-            chosen = attention.make_thresholds(**dict.fromkeys(names, threshold))
-            selections.append(attention.select(pooled, thresholds=chosen))
+        scored = attention.select(attention.pool(q, k), with_probs=True)
+        assert scored.probs is not None  # it was asked for
+        num_lists, bands = scored.probs.shape[1:3]
+        rules = model_rules(attention.model.selection)
+        cuts = (torch.full((num_lists, bands), threshold, device=q.device) for threshold in self._thresholds)
+        selections = [select_from_fixed(scored.probs, cut, scored.grid, rules) for cut in cuts]
         changes = directional_changes(q, k, v, self._gradients[layer], selections, softmax_scale=self._scale)
         harm = changes.square().sum(-1) / (2 * q.shape[1])  # [num_q_heads, thresholds]
-        lists = self._harm.shape[1]
-        self._harm[layer] += self._weight * harm.reshape(lists, -1, len(selections)).sum(1).double().cpu().numpy()
+        self._harm[layer] += self._weight * harm.reshape(num_lists, -1, len(selections)).sum(1).double().cpu().numpy()
         density = torch.stack([Stats.of(selection).density[0] for selection in selections], dim=-1)
         self._density[layer] += self._weight * density.double().cpu().numpy()
         return dense
