@@ -78,7 +78,7 @@ class Bench:
         dense, times = choose_dense(capture_layer(self.model, ids[:, :CHOOSING_TOKENS], self.clock, 0))
         self.report(what="dense_choice", tokens=CHOOSING_TOKENS, chosen=dense, ms=times)
         name = self.clock.register_dense(dense, dense_kernels()[dense])
-        self.check(ids[:, :CHECK_TOKENS], name)
+        self.check(ids[:, :CHECK_TOKENS], dense)
         print(HEADING)
         for tokens in lengths:
             self.length(ids[:, :tokens], name, dense, densities)
@@ -88,10 +88,11 @@ class Bench:
 
         Raises: SystemExit where they are not within twice that.
         """
-        other = next(name for name in dense_kernels() if not dense.endswith(name))
+        kernels = dense_kernels()
+        other = next(name for name in kernels if name != dense)
         logits = {}
         self.select(shares(self.attentions[0], 1.0))
-        for name in (dense, self.clock.register_dense(other, dense_kernels()[other]), self.prism):
+        for name in (*(self.clock.register_dense(name, kernels[name]) for name in (dense, other)), self.prism):
             self.model.set_attn_implementation(name)
             logits[name] = first_token(self.model, ids).float()
         exact, near, ours = logits.values()

@@ -87,14 +87,14 @@ class Clock:
         self.seen: Callable[[Any, QKV], None] | None = None
 
     def register_dense(self, name: str, kernel: Callable[[QKV, float | None], Tensor]) -> str:
-        """`kernel` as an attention implementation; its name."""
+        """`kernel` as an attention implementation; its name, without "flash", which transformers takes for its own."""
 
         def attention(
             module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
         ) -> tuple[Tensor, None]:
             return kernel((query, key, value), options.get("scaling")), None
 
-        return self._register(f"timed_{name}", attention, lambda **options: None)
+        return self._register(f"timed_{name.replace('flash', 'fa')}", attention, lambda **options: None)
 
     def register_prism(self) -> str:
         """The attention of prism_gen.enable, timed."""
