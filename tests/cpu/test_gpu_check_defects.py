@@ -201,7 +201,7 @@ SELECT_DEFECTS: dict[str, tuple[Defect, str]] = {
     "behind-the-count": (add_behind_the_count, "behind a row's count"),
     "not-rising": (swap_two, "do not rise"),
     "probs-off": (shift_probs, "probs are off"),
-    "depends-on-probs": (only_with_probs, "when probs is not asked for"),
+    "depends-on-probs": (only_with_probs, "without probs"),
     "past-the-end": (lambda *a: write_past_the_end(a[COUNTS]), "wrote outside the lists"),
 }
 
