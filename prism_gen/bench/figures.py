@@ -25,8 +25,9 @@ Stage = Literal["selection", "attend", "layer"]
 class Figure(Struct, frozen=True, kw_only=True):
     """One thing timed. who: OURS or a peer. label: of the attend problem. ms: every run, in order; none where skipped.
 
-    density: selected over visible blocks; 1 for dense attention. flops: done, on the selected blocks. bytes_moved: of
-    inputs and outputs, once. skipped: why a peer was not run, "" where it was.
+    density: selected over visible blocks; 1 for dense attention. list_densities: the same of each block list, of a
+    layer's figure. flops: done, on the selected blocks. bytes_moved: of inputs and outputs, once. skipped: why a peer
+    was not run, "" where it was.
     """
 
     stage: Stage
@@ -36,6 +37,7 @@ class Figure(Struct, frozen=True, kw_only=True):
     density: float
     heads: tuple[int, int]
     ms: tuple[float, ...]
+    list_densities: tuple[float, ...] = ()
     flops: float = 0.0
     bytes_moved: float = 0.0
     skipped: str = ""
@@ -75,10 +77,13 @@ class Ceilings(Struct, frozen=True, kw_only=True):
 
 
 class BenchRun(Struct, frozen=True, kw_only=True):
-    """One run. machine: as runtime/environment.py writes it."""
+    """One run. machine: as runtime/environment.py writes it. data: the SHA-256 of the file that gave q, k, v; "" where
+    they are random.
+    """
 
     schema_version: int
     machine: dict[str, Any]
+    data: str = ""
     ceilings: Ceilings
     figures: tuple[Figure, ...]
 

@@ -12,17 +12,18 @@ from typing import Literal
 
 import msgspec
 import torch
+from torch import Tensor
 
 from prism_gen.bench.directions import sharpen
 from prism_gen.bench.figures import BENCH_SCHEMA_VERSION, OURS, BenchRun, Ceilings, Figure, Stage
 from prism_gen.bench.peers import Peer, attend_peers, prism_estimate, prism_unavailable
+from prism_gen.bench.real_data import RealData
 from prism_gen.bench.timing import CEILING_COPY_BYTES, CEILING_MATMUL, MIN_RUNS, ceilings, measure_each
 from prism_gen.bench.workloads import shared_heads
 from prism_gen.model import ModelSpec
 from prism_gen.runtime.attention import PrismAttention
 from prism_gen.runtime.environment import environment
 from prism_gen.runtime.load import Bundle
-from prism_gen.runtime.results import Stats
 from prism_gen.verify.kernels import Kernel, bundle_kernel
 from prism_gen.verify.masks import density_of
 from prism_gen.verify.problem import Problem, make_problem, prepare_launch
@@ -39,7 +40,8 @@ OnFigure = Callable[[Figure], None]
 class Plan:
     """What is measured. lengths: tokens. densities: of attend alone; the layer's is what its selection keeps.
 
-    peers: names of attend_peers, all that run here by default. prism_src: a checkout of the official Prism.
+    peers: names of attend_peers, all that run here by default. prism_src: a checkout of the official Prism. data: real
+    tensors in the place of random ones; then their length and the density that they select are what is measured.
     """
 
     backend: Backend
@@ -48,6 +50,7 @@ class Plan:
     densities: tuple[float, ...]
     peers: tuple[str, ...] | None = None
     prism_src: str | None = None
+    data: RealData | None = None
 
     def named_peers(self) -> list[Peer]:
         """The peers asked for."""
@@ -66,11 +69,14 @@ def run_bench(bundle: Bundle, plan: Plan, on_figure: OnFigure) -> BenchRun:
     top = measured_ceilings(plan.device)
     for model in bundle.manifest.models:
         for size in model.selection.block_sizes:
-            for seqlen in plan.lengths:
-                for figure in _length(bundle, model, size, seqlen, plan):
-                    add(figure)
+            for figure in _figures(bundle, model, size, plan):
+                add(figure)
     return BenchRun(
-        schema_version=BENCH_SCHEMA_VERSION, machine=environment(plan.device), ceilings=top, figures=tuple(figures)
+        schema_version=BENCH_SCHEMA_VERSION,
+        machine=environment(plan.device),
+        data=plan.data.digest if plan.data else "",
+        ceilings=top,
+        figures=tuple(figures),
     )
 
 
@@ -82,17 +88,43 @@ def measured_ceilings(device: torch.device) -> Ceilings:
     return Ceilings(tflops=2 * size**3 / product["ms"] / 1e9, tbps=2 * copy_bytes / copy["ms"] / 1e9)
 
 
-def _length(bundle: Bundle, model: ModelSpec, size: tuple[int, int], seqlen: int, plan: Plan) -> Iterator[Figure]:
-    """All figures of one model, block size and length."""
-    layer = model.layer_kinds.index("full")
+def _figures(bundle: Bundle, model: ModelSpec, size: tuple[int, int], plan: Plan) -> Iterator[Figure]:
+    """All figures of one model and block size; none on data of another model's heads."""
+    if plan.data is None:
+        attention, kernel = _open(bundle, model, size, model.layer_kinds.index("full"), plan)
+        for seqlen in plan.lengths:
+            yield from _length(attention, kernel, seqlen, plan)
+    elif plan.data.fits(model):
+        attention, kernel = _open(bundle, model, size, plan.data.layer(model), plan)
+        problem = _selected(attention, *plan.data.tensors(model, plan.device))
+        yield from _attend(kernel, problem, plan, with_dense=True)
+        yield from _layer(attention, kernel, problem, plan)
+
+
+def _open(
+    bundle: Bundle, model: ModelSpec, size: tuple[int, int], layer: int, plan: Plan
+) -> tuple[PrismAttention, Kernel]:
+    """One layer, and its attend kernel alone."""
     device = plan.device if plan.backend == "cuda" else None
     attention = PrismAttention(bundle, model.name, layer, block_size=size, backend=plan.backend, device=device)
-    kernel = _attend_kernel(bundle, attention, plan.backend)
-    heads = shared_heads(kernel, (model.num_q_heads, model.num_kv_heads))
+    return attention, _attend_kernel(bundle, attention, plan.backend)
+
+
+def _length(attention: PrismAttention, kernel: Kernel, seqlen: int, plan: Plan) -> Iterator[Figure]:
+    """All figures of one length on random inputs."""
+    heads = shared_heads(kernel, (attention.model.num_q_heads, attention.model.num_kv_heads))
     for i, density in enumerate(plan.densities):
         problem = make_problem(kernel, seqlen, density, heads, plan.device)
         yield from _attend(kernel, problem, plan, with_dense=i == 0)
-    yield from _layer(attention, kernel, seqlen, heads, plan)
+    problem = make_problem(kernel, seqlen, 1.0, heads, plan.device)
+    sharpen(problem.q, problem.k, attention.block_size)  # a tenth to a quarter of the blocks is selected
+    yield from _layer(attention, kernel, _selected(attention, problem.q, problem.k, problem.v), plan)
+
+
+def _selected(attention: PrismAttention, q: Tensor, k: Tensor, v: Tensor) -> Problem:
+    """The attend call on the blocks that the layer selects of these tensors, batch 1."""
+    selection = attention.select(attention.pool(q, k))
+    return Problem(q, k, v, selection.block_mask()[0], selection.grid, attention.softmax_scale)
 
 
 def _attend_kernel(bundle: Bundle, attention: PrismAttention, backend: Backend) -> Kernel:
@@ -142,16 +174,10 @@ def _attend(kernel: Kernel, problem: Problem, plan: Plan, *, with_dense: bool) -
         yield _figure("attend", name, kernel, problem, ms, densities[name])
 
 
-def _layer(
-    attention: PrismAttention, kernel: Kernel, seqlen: int, heads: tuple[int, int], plan: Plan
-) -> Iterator[Figure]:
-    """Selection alone and the whole call, on inputs of which a tenth to a quarter of the blocks is selected."""
-    problem = make_problem(kernel, seqlen, 1.0, heads, plan.device)
-    q, k, v = problem.q, problem.k, problem.v
-    sharpen(q, k, attention.block_size)
-    selection = attention.select(attention.pool(q, k))
-    density = float(Stats.of(selection).density.mean())
-    chosen = Problem(q, k, v, selection.block_mask()[0], problem.grid, problem.softmax_scale)
+def _layer(attention: PrismAttention, kernel: Kernel, problem: Problem, plan: Plan) -> Iterator[Figure]:
+    """Selection alone and the whole call. problem: with the blocks that they select."""
+    q, k, v, grid = problem.q, problem.k, problem.v, problem.grid
+    densities = tuple(round(density_of(mask, grid), 4) for mask in problem.block_mask)
     calls: dict[str, Callable[[], object]] = {
         "selection": lambda: attention.select(attention.pool(q, k)),
         "layer": partial(attention, q, k, v),
@@ -161,4 +187,5 @@ def _layer(
     for name, ms in measure_each(calls, plan.device, runs=RUNS).items():
         stage: Stage = "layer" if name == "layer" else "selection"
         who = name if name == "prism-estimate" else OURS
-        yield _figure(stage, who, kernel, chosen, ms, density)
+        figure = _figure(stage, who, kernel, problem, ms, density_of(problem.block_mask, grid))
+        yield msgspec.structs.replace(figure, list_densities=densities) if stage == "layer" else figure

@@ -20,7 +20,8 @@ CPU = torch.device("cpu")
 
 
 def measure(bundle, **options):
-    defaults = {"lengths": (128, 200), "densities": (0.5,), "peers": None, "prism_src": None, "device": None}
+    nothing = dict.fromkeys(("peers", "prism_src", "qkv", "device"))
+    defaults = {"lengths": (128, 200), "densities": (0.5,), **nothing}
     return command.measure(bundle, backend="reference", console=Console(width=100), **{**defaults, **options})
 
 
