@@ -14,7 +14,9 @@ from transformers import DynamicCache, StaticCache
 import prism_gen
 from prism_gen.errors import TensorError, UnsupportedError
 from prism_gen.integrations.lazy_mask import Segment, _segments, real_ranges
+from prism_gen.runtime import load_bundle
 from tests.cpu.tiny_transformers import enable, tiny, token_ids
+from tests.crossovers import write_crossover
 
 SPARSE, DECODE = "sparse", "dense: decode, or a chunk shorter than a block"
 
@@ -296,6 +298,22 @@ def test_a_tuned_bundle_says_how_short_is_short(model, monkeypatch, measured, le
     bundle = Bundle.__new__(Bundle)
     assert integration._crossover(bundle, model, (128, 64)) == least
     assert asked == ["bf16-d64-b128x64"]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "block_size", "least"),
+    [("NVIDIA H200", (64, 64), 700), ("NVIDIA H200", (128, 64), 4096), ("NVIDIA H100", (64, 64), 4096)],
+    ids=["measured", "other blocks", "other gpu"],
+)
+def test_the_crossover_in_a_manifest_is_found(model, make_bundle, monkeypatch, gpu, block_size, least):
+    """As `build --tuning` writes it: on an H200, in blocks of 64x64, sparse wins at 700 tokens, not at 300."""
+    from prism_gen.integrations import transformers as integration
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: gpu)
+    path = make_bundle()
+    write_crossover(path, "NVIDIA H200", "bf16-d64-b64x64", {300: 0.1, 700: 0.5})
+    assert integration._crossover(load_bundle(path), model, block_size) == least
 
 
 @torch.no_grad()
