@@ -144,7 +144,8 @@ def _crossover(bundle: Bundle | None, spec: ModelSpec, block_size: tuple[int, in
     """Tokens from which a layer is faster sparse than dense, as measured where it was."""
     label = attend_problem(spec, choose_block_size(spec, block_size)).label()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    measured = bundle.sparse_from(gpu, label, density=USUAL_DENSITY) if bundle else None
+    density = spec.selection.density or USUAL_DENSITY
+    measured = bundle.sparse_from(gpu, label, density=density) if bundle else None
     return MIN_KEYS if measured is None else measured
 
 

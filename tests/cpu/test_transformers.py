@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 
+import msgspec
 import pytest
 import torch
 
@@ -301,11 +302,17 @@ def test_a_tuned_bundle_says_how_short_is_short(model, monkeypatch, measured, le
 
 
 @pytest.mark.parametrize(
-    ("gpu", "block_size", "least"),
-    [("NVIDIA H200", (64, 64), 700), ("NVIDIA H200", (128, 64), 4096), ("NVIDIA H100", (64, 64), 4096)],
-    ids=["measured", "other blocks", "other gpu"],
+    ("gpu", "block_size", "density", "least"),
+    [
+        ("NVIDIA H200", (64, 64), None, 700),
+        ("NVIDIA H200", (64, 64), 0.05, 300),
+        ("NVIDIA H200", (64, 64), 0.6, 701),
+        ("NVIDIA H200", (128, 64), None, 4096),
+        ("NVIDIA H100", (64, 64), None, 4096),
+    ],
+    ids=["measured", "the model's own density", "beyond what was measured", "other blocks", "other gpu"],
 )
-def test_the_crossover_in_a_manifest_is_found(model, make_bundle, monkeypatch, gpu, block_size, least):
+def test_the_crossover_in_a_manifest_is_found(model, make_bundle, monkeypatch, gpu, block_size, density, least):
     """As `build --tuning` writes it: on an H200, in blocks of 64x64, sparse wins at 700 tokens, not at 300."""
     from prism_gen.integrations import transformers as integration
 
@@ -313,7 +320,9 @@ def test_the_crossover_in_a_manifest_is_found(model, make_bundle, monkeypatch, g
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: gpu)
     path = make_bundle()
     write_crossover(path, "NVIDIA H200", "bf16-d64-b64x64", {300: 0.1, 700: 0.5})
-    assert integration._crossover(load_bundle(path), model, block_size) == least
+    selection = msgspec.structs.replace(model.selection, density=density)
+    same = msgspec.structs.replace(model, selection=selection)
+    assert integration._crossover(load_bundle(path), same, block_size) == least
 
 
 @torch.no_grad()
