@@ -69,6 +69,16 @@ def test_compiles_into_one_graph(attention: PrismAttention) -> None:
         assert torch.equal(compiled(*tensors), attention(*tensors) * 2)
 
 
+def test_compiles_into_torchs_own_cuda_graphs(attention: PrismAttention) -> None:
+    """mode="reduce-overhead": warmed up and recorded in a memory pool that nothing may outlive."""
+    torch.compiler.reset()
+    compiled = torch.compile(lambda q, k, v: run(q, k, v) * 2, fullgraph=True, mode="reduce-overhead")
+    for seed in range(4):  # eager, recorded, replayed twice
+        tensors = qkv(seed)
+        torch.compiler.cudagraph_mark_step_begin()
+        assert torch.equal(compiled(*tensors), attention(*tensors) * 2)
+
+
 def test_exports_and_runs_again(attention: PrismAttention, tmp_path: Path) -> None:
     class Layer(torch.nn.Module):
         def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
