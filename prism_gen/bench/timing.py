@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,6 +17,9 @@ MIN_RUNS = 7  # a figure counts as the median of at least seven runs (docs/perfo
 REST_S = 0.1  # seconds, several hundred times a launch; 0.15 gave the same figures on an H200
 CEILING_MATMUL = 8192  # rows and columns of the matrix product that stands for the tensor-core ceiling
 CEILING_COPY_BYTES = 4 << 30  # far beyond the 60 MB L2, so that the copy is HBM bandwidth
+
+
+_Key = TypeVar("_Key")  # of several calls that are timed in turn
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,8 @@ def measure(
 
 
 def measure_each(
-    calls: Mapping[str, Callable[[], object]], device: torch.device, *, runs: int = MIN_RUNS, warm: int = 2
-) -> dict[str, tuple[float, ...]]:
+    calls: Mapping[_Key, Callable[[], object]], device: torch.device, *, runs: int = MIN_RUNS, warm: int = 2
+) -> dict[_Key, tuple[float, ...]]:
     """Milliseconds of every run of several calls in turn, so that a clock that wanders slows all of them alike."""
     once = _run_cuda if device.type == "cuda" else _run_host
     for call in calls.values():
@@ -100,7 +103,7 @@ def measure_each(
             call()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+    taken: dict[_Key, list[float]] = {name: [] for name in calls}
     for _ in range(runs):
         for name, call in calls.items():
             taken[name].append(once(call, 1))
