@@ -25,9 +25,9 @@ Stage = Literal["selection", "attend", "layer"]
 class Figure(Struct, frozen=True, kw_only=True):
     """One thing timed. who: OURS or a peer. label: of the attend problem. ms: every run, in order; none where skipped.
 
-    density: selected over visible blocks; 1 for dense attention. flops: done, on the selected blocks. bytes_moved: of
-    inputs and outputs, once. skipped: why a peer was not run, "" where it was. distance: of a peer's output to ours on
-    the same blocks, norm of the difference over norm; 0 where nothing was compared.
+    density: selected over visible blocks; 1 for dense attention. flops: done, on the selected blocks; of selection,
+    those of work.py. bytes_moved: of inputs and outputs, once. skipped: why a peer was not run, "" where it was.
+    distance: of a peer's output to ours on the same blocks, norm of the difference over norm; 0: nothing was compared.
     """
 
     stage: Stage

@@ -13,13 +13,13 @@ from typing import Literal
 
 import msgspec
 import torch
-from torch import Tensor
 
 from prism_gen.bench.directions import sharpen
 from prism_gen.bench.figures import BENCH_SCHEMA_VERSION, OURS, BenchRun, Ceilings, Figure, Stage
 from prism_gen.bench.peers import Peer, attend_peers, prism_estimate, prism_layer, prism_unavailable
 from prism_gen.bench.peers.checked import failure, prepare_checked
 from prism_gen.bench.timing import CEILING_COPY_BYTES, CEILING_MATMUL, MIN_RUNS, ceilings, measure_each
+from prism_gen.bench.work import attend_bytes, selection_bytes, selection_flops
 from prism_gen.bench.workloads import shared_heads
 from prism_gen.model import ModelSpec
 from prism_gen.runtime.attention import PrismAttention
@@ -115,10 +115,9 @@ def _attend_kernel(bundle: Bundle, attention: PrismAttention, backend: Backend) 
     raise LookupError(f"no attend kernel for {sizes} in {bundle.path}")  # PrismAttention was resolved from this bundle
 
 
-def _figure(stage: Stage, who: str, kernel: Kernel, problem: Problem, ms: Sequence[float], density: float) -> Figure:
-    """One figure with its work: attention on the selected blocks; of selection, the reading of q and k."""
-    q, k, v = (x.numel() * x.element_size() for x in (problem.q, problem.k, problem.v))
-    flops = problem.dense_flops if density == 1.0 else problem.selected_flops
+def _figure(
+    stage: Stage, who: str, kernel: Kernel, problem: Problem, ms: Sequence[float], density: float, flops: float
+) -> Figure:
     return Figure(
         stage=stage,
         who=who,
@@ -127,42 +126,46 @@ def _figure(stage: Stage, who: str, kernel: Kernel, problem: Problem, ms: Sequen
         density=round(density, 4),
         heads=(problem.q.shape[2], problem.k.shape[2]),
         ms=tuple(ms),
-        flops=0.0 if stage == "selection" else flops,
-        bytes_moved=float(q + k if stage == "selection" else 2 * q + k + v),
+        flops=flops,
+        bytes_moved=selection_bytes(problem) if stage == "selection" else attend_bytes(problem),
     )
 
 
 def _attend(kernel: Kernel, problem: Problem, plan: Plan, *, with_dense: bool) -> Iterator[Figure]:
-    """Ours and the peers on one mask, runs in turn. with_dense: the dense ones too, whose time no mask changes."""
-    density = density_of(problem.block_mask, problem.grid)
-    launch, ours = prepare_launch(kernel, problem)
-    launch()
-    calls: dict[str, Callable[[], object]] = {OURS: launch}
-    densities, distances = {OURS: density}, {OURS: 0.0}
-    dense = _on_every_block(kernel, problem) if with_dense else ours
+    """Ours and the peers on one mask, runs in turn. with_dense: also dense attention, whose time no mask changes: ours
+    on every block, and the peers'.
+    """
+    whole = _every_block(problem)
+    masked = {True: problem, False: whole}  # by whether only the selected blocks are visited
+    launches = {sparse: prepare_launch(kernel, which) for sparse, which in masked.items() if sparse or with_dense}
+    for launch, _ in launches.values():
+        launch()
+    calls: dict[tuple[str, bool], Callable[[], object]] = {(OURS, True): launches[True][0]}
+    if with_dense and not torch.equal(problem.block_mask, whole.block_mask):
+        calls[OURS, False] = launches[False][0]
+    distances: dict[tuple[str, bool], float] = {}
+
+    def figure(who: str, sparse: bool, ms: Sequence[float]) -> Figure:
+        which = masked[sparse]
+        density = density_of(which.block_mask, which.grid)
+        return _figure("attend", who, kernel, which, ms, density, which.selected_flops)
+
     for peer in plan.named_peers():
-        if not (peer.sparse or with_dense):
-            continue
-        densities[peer.name] = density if peer.sparse else 1.0
-        prepared = prepare_checked(peer, problem, ours if peer.sparse else dense)
-        distances[peer.name] = round(prepared.distance, 6)
-        if prepared.call is None:
-            figure = _figure("attend", peer.name, kernel, problem, (), densities[peer.name])
-            yield msgspec.structs.replace(figure, skipped=prepared.skipped)
-        else:
-            calls[peer.name] = prepared.call
-    del dense
-    for name, ms in measure_each(calls, plan.device, runs=RUNS).items():
-        figure = _figure("attend", name, kernel, problem, ms, densities[name])
-        yield msgspec.structs.replace(figure, distance=distances[name])
+        if peer.sparse in launches:
+            checked = prepare_checked(peer, problem, launches[peer.sparse][1])
+            distances[peer.name, peer.sparse] = round(checked.distance, 6)
+            if checked.call is None:
+                yield msgspec.structs.replace(figure(peer.name, peer.sparse, ()), skipped=checked.skipped)
+            else:
+                calls[peer.name, peer.sparse] = checked.call
+    for (who, sparse), ms in measure_each(calls, plan.device, runs=RUNS).items():
+        yield msgspec.structs.replace(figure(who, sparse, ms), distance=distances.get((who, sparse), 0.0))
 
 
-def _on_every_block(kernel: Kernel, problem: Problem) -> Tensor:
-    """Our output on every visible block, which dense peers must reproduce."""
-    whole = visible_blocks(problem.grid, problem.q.device).expand_as(problem.block_mask)
-    launch, out = prepare_launch(kernel, dataclasses.replace(problem, block_mask=whole))
-    launch()
-    return out
+def _every_block(problem: Problem) -> Problem:
+    """The same inputs with every visible block selected."""
+    visible = visible_blocks(problem.grid, problem.q.device)
+    return dataclasses.replace(problem, block_mask=visible.expand_as(problem.block_mask))
 
 
 def _layer(
@@ -190,8 +193,9 @@ def _layer(
             layer()
         except Exception as error:
             calls = {key: call for key, call in calls.items() if key[1] == OURS}
-            figure = _figure("layer", PRISM, kernel, problem, (), 1.0)
+            figure = _figure("layer", PRISM, kernel, problem, (), 1.0, 0.0)
             yield msgspec.structs.replace(figure, skipped=failure(error))
     for (stage, who), ms in measure_each(calls, plan.device, runs=RUNS).items():
         density = density_of(chosen[who].block_mask, problem.grid)
-        yield _figure(stage, who, kernel, chosen[who], ms, density)
+        flops = selection_flops(attention.model, problem) if stage == "selection" else chosen[who].selected_flops
+        yield _figure(stage, who, kernel, chosen[who], ms, density, flops)

@@ -32,8 +32,14 @@ def measure(bundle, **options):
 def test_every_stage_is_taken_written_drawn_and_equal_to_itself(make_bundle, tmp_path, capsys):
     found = measure(make_bundle())
     ours = [figure for figure in found.timed() if figure.who == OURS]
-    assert [(figure.stage, figure.seqlen) for figure in ours if figure.label == "bf16-d64-b64x64"] == [
-        (stage, seqlen) for seqlen in (128, 200) for stage in ("attend", "selection", "layer")
+    assert [(f.stage, f.seqlen, f.density == 1.0) for f in ours if f.label == "bf16-d64-b64x64"] == [
+        ("attend", 128, True),  # the mask holds every block, so that dense attention is the same figure
+        ("selection", 128, True),
+        ("layer", 128, True),
+        ("attend", 200, False),
+        ("attend", 200, True),
+        ("selection", 200, False),
+        ("layer", 200, False),
     ]
     assert {figure.label for figure in ours} == {"bf16-d64-b64x64", "bf16-d64-b128x64"}
     assert all(len(figure.ms) == 14 and figure.median_ms > 0 and 0 < figure.density <= 1 for figure in ours)
