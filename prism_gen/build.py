@@ -31,7 +31,7 @@ from prism_gen.manifest import (
 )
 from prism_gen.model import ModelSpec
 from prism_gen.plan import plan
-from prism_gen.provenance import commit_of
+from prism_gen.provenance import commit_of, is_dirty
 from prism_gen.render import render, template_root
 from prism_gen.spec import KernelSpec
 from prism_gen.toolchain import Toolchain
@@ -190,7 +190,8 @@ def _publish(manifest: Manifest, artifacts: Sequence[Artifact], compiler: Compil
             _place(folder / LOG_NAME, out / entry.log)
         path = out / MANIFEST_NAME
         old = _old_manifest(path)
-        if old and msgspec.structs.replace(old, provenance=manifest.provenance) == manifest:
+        same = old and msgspec.structs.replace(old, provenance=manifest.provenance) == manifest
+        if old and same and (is_dirty(manifest.provenance.commit) or not is_dirty(old.provenance.commit)):
             manifest = old  # nothing changed: keep the bytes, and the time and commit of the last change
         else:
             write_atomic(path, encode_manifest(manifest))  # the commit point

@@ -20,6 +20,7 @@ from prism_gen.compile import Event
 from prism_gen.doctor import Finding
 from prism_gen.errors import PrismError
 from prism_gen.manifest import Manifest
+from prism_gen.provenance import short
 
 
 class BuildProgress:
@@ -105,7 +106,7 @@ def print_manifest(console: Console, bundle: Path, manifest: Manifest) -> None:
         )
     console.print(_kernel_table(bundle, manifest))
     tools = ", ".join(f"{tool} {version}" for tool, version in manifest.toolchain.items())
-    commit = f", commit {manifest.provenance.commit[:12]}" if manifest.provenance.commit else ""
+    commit = f", commit {short(manifest.provenance.commit)}" if manifest.provenance.commit else ""
     console.print(
         f"built {manifest.provenance.created} by prism_gen {manifest.generator}{commit} with {tools}",
         highlight=False,
