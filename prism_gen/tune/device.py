@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from prism_gen.bench.peers import attend_peers
+from prism_gen.bench.peers.checked import prepare_checked
 from prism_gen.bench.timing import MIN_RUNS, measure, measure_each
 from prism_gen.bench.workloads import Heads, calls_for, selection_call, shared_heads
 from prism_gen.crossover import Crossing, Crossover, wins_below
@@ -105,13 +107,13 @@ class DeviceStand:
         return Crossover(arch=spec.arch, label=spec.problem.label(), key=spec.key, heads=heads, crossings=crossings)
 
     def _crossing(self, kernel: Kernel, seqlen: int, heads: Heads) -> Crossing:
-        points, problem = [], None
-        for density in CROSSOVER_DENSITIES:
+        points = []
+        for density in CROSSOVER_DENSITIES:  # the last selects every block
             problem = make_problem(kernel, seqlen, density, heads, self._device)
-            launch, _ = prepare_launch(kernel, problem)
+            launch, out = prepare_launch(kernel, problem)
             points.append((density_of(problem.block_mask, problem.grid), measure(launch, self._device).median_ms))
         points = [(round(density, 4), round(ms, 5)) for density, ms in sorted(dict(points).items())]
-        dense, dense_ms = self._dense(problem, points[-1][1]) if problem else (OWN_DENSE, points[-1][1])
+        dense, dense_ms = self._dense(problem, out, points[-1][1])
         selection_ms = self._selection_ms(kernel, seqlen, heads)
         return Crossing(
             seqlen=seqlen,
@@ -122,12 +124,15 @@ class DeviceStand:
             wins_below=round(wins_below(points, selection_ms, dense_ms), 4),
         )
 
-    def _dense(self, problem: Problem, own_ms: float) -> tuple[str, float]:
-        """(name, milliseconds) of the fastest dense attention here, this kernel on every block among them."""
+    def _dense(self, problem: Problem, out: Tensor, own_ms: float) -> tuple[str, float]:
+        """(name, milliseconds) of the fastest dense attention here, this kernel on every block among them.
+
+        out: of this kernel on every block, which a peer must reproduce to count.
+        """
         times = {OWN_DENSE: own_ms}
         for name, peer in attend_peers().items():
-            if not peer.sparse and not peer.unavailable(problem):
-                times[name] = measure(peer.prepare(problem), self._device).median_ms
+            if not peer.sparse and (call := prepare_checked(peer, problem, out).call):
+                times[name] = measure(call, self._device).median_ms
         best = min(times, key=lambda name: times[name])
         return best, times[best]
 
