@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,30 @@ def test_an_interrupted_unit_goes_on_where_it_was_and_ends_the_same(attend, tmp_
         steps += pieces.steps
     assert steps == stand.steps
     assert tuned_kernel(attend, list(parts.lines())) == tuned_kernel(attend, list(whole.lines()))
+
+
+def test_ctrl_c_ends_the_process_too_and_the_same_command_goes_on(attend, tmp_path, capsys):
+    def interrupted(plan, on_line):
+        taken = []
+
+        def stop_after_ten(line):
+            taken.append(line)
+            if len(taken) == 10:
+                raise KeyboardInterrupt
+            on_line(line)
+
+        run_local(plan, stop_after_ten)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, [attend], execute=interrupted)
+    assert not multiprocessing.active_children()
+    assert "the same command goes on" in capsys.readouterr().out.replace("\n", " ")
+    assert not (tmp_path / "t.json").exists()
+    kept = len(list(Journal(tmp_path / "t.journal.jsonl").lines()))
+    assert kept >= 10
+    resumed = run(tmp_path, [attend])
+    (tmp_path / "whole").mkdir()
+    assert resumed.kernels == run(tmp_path / "whole", [attend]).kernels
 
 
 def test_a_budget_that_ends_keeps_the_default_and_says_so(attend, tmp_path):
