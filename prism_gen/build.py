@@ -54,12 +54,13 @@ def build(
     report: Report,
     root: Path | None = None,
     table: TuningTable | None = None,
+    gpu: str | None = None,
 ) -> Manifest:
     """Build every kernel of `models` for `archs` and publish them as the bundle `out`.
 
     cache: folder shared by any number of builds. jobs: compiles at once. root: of the templates, by default those of
-    this package. table: measured schedules, taken where they are not stale. A kernel that several models need is
-    compiled and listed once.
+    this package. table: measured schedules, taken where they are not stale; gpu: what the bundle is for (see plan). A
+    kernel that several models need is compiled and listed once.
     Raises: UnsupportedError, RenderError, CompileError; ConfigError where two models have one name; BundleError where
     `out` holds something else than a bundle. After an error the earlier bundle, if any, is unchanged.
     """
@@ -72,7 +73,7 @@ def build(
             )
     _check_is_bundle(out)
     root = root or template_root()
-    planned = plan(models, archs, toolchain=toolchain, root=root, table=table)
+    planned = plan(models, archs, toolchain=toolchain, root=root, table=table, gpu=gpu)
     sources = planned.sources
     for warning in planned.warnings:
         report(Event(kind="warning", name=warning))
