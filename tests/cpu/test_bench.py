@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import msgspec
 import pytest
 import torch
 from rich.console import Console
@@ -54,6 +57,27 @@ def test_every_stage_is_taken_written_drawn_and_equal_to_itself(make_bundle, tmp
     assert drawn >= {"roofline.png", "ceiling.png"}
     assert "not everywhere: fa4-dense" in capsys.readouterr().out
     assert command.guard(tmp_path / "run.json", found, 0.05, Console(width=100))
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        SelectionSpec(block_sizes=((64, 64),), estimator="subblock"),
+        SelectionSpec(block_sizes=((64, 64),), share="group"),
+    ],
+    ids=["subblock", "group"],
+)
+def test_models_of_other_selections_are_taken(make_bundle, make_model, selection):
+    model = make_model(selection=selection, num_q_heads=4, num_kv_heads=2)
+    bundle = load_bundle(make_bundle(specs=specialize(model, ["sm90"])))
+    bundle = dataclasses.replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, models=(model,)))
+    found = run.run_bench(bundle, run.Plan("reference", CPU, (300,), (0.5,)), lambda _figure: None)
+    attend, dense, selected, layer = found.timed()
+    assert [f.stage for f in (attend, dense, selected, layer)] == ["attend", "attend", "selection", "layer"]
+    assert dense.density == 1.0
+    # 5 blocks of 64 a side, 4 heads of 128: 15 visible pairs, of whole blocks in two bands or of 8 x 8 sub-blocks.
+    dims = 128 * 8 * 8 if selection.estimator == "subblock" else 64 + 96
+    assert selected.flops == 300 * (4 + 2) * 128 + 2 * dims * 15 * 4
 
 
 def exact(problem):
