@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from prism_gen.errors import ConfigError, DeviceError
+from prism_gen.model import SelectionSpec
 from prism_gen.tune.command import tune
 from prism_gen.tune.execute import Plan, run_local
 from prism_gen.tune.journal import Ended, Journal, Judged, Machine, Timed
@@ -44,10 +45,17 @@ def slower(units: list[Unit], winner: int = 4) -> dict[str, float]:
     return times
 
 
-def run(folder: Path, units: list[Unit], execute: Any = run_local, stall_s: float = 60.0, **stand: Any) -> TuningTable:
+def run(
+    folder: Path,
+    units: list[Unit],
+    execute: Any = run_local,
+    stall_s: float = 60.0,
+    winner: int = 4,
+    **stand: Any,
+) -> TuningTable:
     plan = Plan(
         units=tuple(units),
-        make_stand=MakeSimulated(slower(units), **stand),
+        make_stand=MakeSimulated(slower(units, winner), **stand),
         bundle=None,
         journal=folder / "t.journal.jsonl",
         machine=MACHINE,
@@ -97,6 +105,16 @@ def test_wrong_dying_and_hanging_candidates_are_rejected_with_their_reason(atten
     assert (candidates[refused].outcome, candidates[refused].reason) == ("refused", "40 bytes of spills")
     assert not any(candidates[key].measured for key in (wrong, dies, hangs, refused))
     assert table.kernels[0].best == attend.candidates[5].key  # the fastest of the others
+
+
+def test_the_families_of_the_other_estimator_race_through_the_same_tables(make_model, tmp_path):
+    model = make_model(selection=SelectionSpec(estimator="subblock"))
+    units = make_units([model], ["sm90"], SHAPES, bundle=None)
+    table = run(tmp_path, units, winner=2)
+    assert [row.family for row in table.kernels] == ["subpool", "score", "attend"]
+    for row, unit in zip(table.kernels, units, strict=True):
+        assert row.best == unit.candidates[2].key
+        assert len(row.speedups) == len({(shape.seqlen, shape.batch) for shape in SHAPES})
 
 
 def test_where_the_default_is_wrong_it_stays_and_nothing_is_raced(attend, tmp_path):
