@@ -64,11 +64,12 @@ def run_bench(bundle: Bundle, plan: Plan, on_figure: OnFigure) -> BenchRun:
     """Every figure of every model of the bundle, at each of its block sizes; interrupted, those taken by then."""
     figures: list[Figure] = []
     top, complete = measured_ceilings(plan.device), True
+    dense: set[object] = set()  # problems of dense peers that are done
     try:
         for model in bundle.manifest.models:
             for size in model.selection.block_sizes:
                 for seqlen in plan.lengths:
-                    for figure in _length(bundle, model, size, seqlen, plan):
+                    for figure in _length(bundle, model, size, seqlen, plan, dense):
                         figures.append(figure)
                         on_figure(figure)
     except KeyboardInterrupt:
@@ -90,16 +91,22 @@ def measured_ceilings(device: torch.device) -> Ceilings:
     return Ceilings(tflops=2 * size**3 / product["ms"] / 1e9, tbps=2 * copy_bytes / copy["ms"] / 1e9)
 
 
-def _length(bundle: Bundle, model: ModelSpec, size: tuple[int, int], seqlen: int, plan: Plan) -> Iterator[Figure]:
-    """All figures of one model, block size and length."""
+def _length(
+    bundle: Bundle, model: ModelSpec, size: tuple[int, int], seqlen: int, plan: Plan, dense: set[object]
+) -> Iterator[Figure]:
+    """All figures of one model, block size and length. dense: where dense peers were timed, whatever the block size."""
     layer = model.layer_kinds.index("full")
     device = plan.device if plan.backend == "cuda" else None
     attention = PrismAttention(bundle, model.name, layer, block_size=size, backend=plan.backend, device=device)
     kernel = _attend_kernel(bundle, attention, plan.backend)
     heads = shared_heads(kernel, (model.num_q_heads, model.num_kv_heads))
+    peers = plan.named_peers()
     for i, density in enumerate(plan.densities):
         problem = make_problem(kernel, seqlen, density, heads, plan.device)
-        yield from _attend(kernel, problem, plan, with_dense=i == 0)
+        case = (kernel.problem.dtype, tuple(problem.q.shape), problem.k.shape[2])
+        timed = [peer for peer in peers if peer.sparse or case not in dense]
+        yield from _attend(kernel, problem, timed, plan.device, with_dense=i == 0)
+        dense.add(case)
     yield from _layer(attention, kernel, seqlen, heads, plan)
 
 
@@ -131,10 +138,10 @@ def _figure(
     )
 
 
-def _attend(kernel: Kernel, problem: Problem, plan: Plan, *, with_dense: bool) -> Iterator[Figure]:
-    """Ours and the peers on one mask, runs in turn. with_dense: also dense attention, whose time no mask changes: ours
-    on every block, and the peers'.
-    """
+def _attend(
+    kernel: Kernel, problem: Problem, peers: Sequence[Peer], device: torch.device, *, with_dense: bool
+) -> Iterator[Figure]:
+    """Ours and the peers on one mask, runs in turn. with_dense: ours on every block too, and peers that are dense."""
     whole = _every_block(problem)
     masked = {True: problem, False: whole}  # by whether only the selected blocks are visited
     launches = {sparse: prepare_launch(kernel, which) for sparse, which in masked.items() if sparse or with_dense}
@@ -150,7 +157,7 @@ def _attend(kernel: Kernel, problem: Problem, plan: Plan, *, with_dense: bool) -
         density = density_of(which.block_mask, which.grid)
         return _figure("attend", who, kernel, which, ms, density, which.selected_flops)
 
-    for peer in plan.named_peers():
+    for peer in peers:
         if peer.sparse in launches:
             checked = prepare_checked(peer, problem, launches[peer.sparse][1])
             distances[peer.name, peer.sparse] = round(checked.distance, 6)
@@ -158,7 +165,7 @@ def _attend(kernel: Kernel, problem: Problem, plan: Plan, *, with_dense: bool) -
                 yield msgspec.structs.replace(figure(peer.name, peer.sparse, ()), skipped=checked.skipped)
             else:
                 calls[peer.name, peer.sparse] = checked.call
-    for (who, sparse), ms in measure_each(calls, plan.device, runs=RUNS).items():
+    for (who, sparse), ms in measure_each(calls, device, runs=RUNS).items():
         yield msgspec.structs.replace(figure(who, sparse, ms), distance=distances.get((who, sparse), 0.0))
 
 

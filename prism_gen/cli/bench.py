@@ -54,8 +54,8 @@ def bench(
 ) -> None:
     """Measure selection, attend and the whole layer beside torch, FlexAttention, FlashAttention and the official Prism.
 
-    Medians of 14 runs, all in turn in one process, with the ceilings of this chip in the same run. A peer's output must
-    be ours. Interrupted, it reports what was measured.
+    Medians of 14 runs (7 of calls beyond 0.1 s), all in turn in one process, launches hidden behind work, with the
+    ceilings of this chip in the same run. A peer's output must be ours. Interrupted, it reports what was measured.
 
     Example: `python -m prism_gen bench generated/qwen3 --json new.json --plots plots --compare old.json --fail-over 5%`
     """
