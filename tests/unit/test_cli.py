@@ -176,3 +176,13 @@ def test_terminated_build_kills_its_compilers_and_leaves_no_scratch(fake, tmp_pa
     build.terminate()
     assert build.wait(timeout=20) == 128 + 15
     assert not list(cache.glob("*.tmp-*"))
+
+
+def test_tune_asks_for_a_gpu_before_it_builds(prism, fake):
+    if pytest.importorskip("torch").cuda.is_available():
+        pytest.skip("a GPU is here")
+    fake.reset()
+    done = prism("tune", "-m", CONFIG, "--only", "pool")
+    assert done.returncode == 1
+    assert "torch sees no CUDA device" in done.stderr
+    assert not fake.calls()
