@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 
 from prism_gen.bench.figures import OURS, BenchRun, Ceilings, Figure, fastest_dense
 from prism_gen.bench.plot_style import (
@@ -69,29 +70,32 @@ def _speedup(run: BenchRun) -> Any:
             if not here:
                 ax.set_axis_off()
                 continue
-            stage = "whole layer (pool, select, attend)" if here[0].stage == "layer" else "attend"
+            stage = "whole layer" if here[0].stage == "layer" else "attend"
             ax.set_title(f"{problem_words(label)}\n{stage}, {density_words(here)}")
             for who in everyone(here):
-                points = sorted(
-                    (seqlens.index(f.seqlen), _dense_ms(f, timed) / f.median_ms) for f in here if f.who == who
-                )
-                _line(ax, who, points)
+                own = sorted((f for f in here if f.who == who), key=lambda f: f.seqlen)
+                times = [_dense_ms(f, timed) / f.median_ms for f in own]
+                _line(ax, own, [seqlens.index(f.seqlen) for f in own], times)
             ax.axhline(1.0, color=QUIET, linewidth=0.8)
             ax.set_yscale("log", base=2)
             ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
             ax.set_xticks(range(len(seqlens)), [tokens(n) for n in seqlens])
             ax.grid(axis="y", color=RULE, linewidth=0.8)
-            ax.margins(x=0.12, y=0.15)
+            ax.margins(x=0.12, y=0.2)
     handles = [Line2D([], [], marker="o", color=colour_of(who), label=name_of(who)) for who in everyone(compared)]
     heading(figure, "How many times as fast as the fastest dense attention", handles)
     return figure
 
 
-def _line(ax: Any, who: str, points: Sequence[tuple[int, float]]) -> None:
+def _line(ax: Any, figures: Sequence[Figure], places: Sequence[int], times: Sequence[float]) -> None:
+    """One line. Its numbers stand at ours, with the densities of layers, which differ more by length."""
+    who = figures[0].who
     ours = who == OURS
-    ax.plot(*zip(*points, strict=True), "-o", color=colour_of(who), lw=2.4 if ours else 1.3, ms=5, zorder=3 + ours)
-    for x, y in points if ours else ():
-        ax.annotate(f"{y:.1f}", (x, y), (0, 6), textcoords="offset points", ha="center", fontweight="bold")
+    ax.plot(places, times, "-o", color=colour_of(who), lw=2.4 if ours else 1.3, ms=5, zorder=3 + ours)
+    for figure, x, y in zip(figures, places, times, strict=True) if ours else ():
+        text = f"{y:.1f}" + (f"\nat {figure.density:.2f}" if figure.stage == "layer" else "")
+        label = ax.annotate(text, (x, y), (0, 6), textcoords="offset points", ha="center", weight="bold", zorder=9)
+        label.set_path_effects([withStroke(linewidth=3, foreground="white")])  # legible across a line
 
 
 def _dense_ms(figure: Figure, timed: Sequence[Figure]) -> float:
