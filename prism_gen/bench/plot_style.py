@@ -34,7 +34,7 @@ NAMES = {
 INK, QUIET, RULE = "#1B1E25", "#6B7280", "#E3E6EA"
 DPI = 160
 PANEL_INCHES = (3.3, 2.6)
-STYLE: dict[str, Any] = {
+STYLE: Any = {  # matplotlib types these by a literal of three hundred names
     "font.size": 9,
     "axes.edgecolor": QUIET,
     "axes.labelcolor": INK,
