@@ -55,7 +55,15 @@ def prepare(
     jobs: int,
     report: Report,
 ) -> Manifest:
-    """Builds every candidate that compiles and passes its gates into the bundle `out`, and writes why others do not."""
+    """Builds every candidate that compiles and passes its gates into the bundle `out`, and writes why others do not.
+
+    Raises: BundleError where `out` is a bundle that `build` wrote, which candidates would replace.
+    """
+    if (out / MANIFEST_NAME).exists() and not (out / REFUSED_NAME).exists():
+        raise BundleError(
+            f"--candidates {out} is a bundle of another build, which the candidates would replace",
+            fix="name another folder, or remove this one",
+        )
     specs = wanted_specs(models, archs, only)
     manifest, refused = build_each(models, specs, out=out, cache=cache, toolchain=toolchain, jobs=jobs, report=report)
     write_atomic(out / REFUSED_NAME, msgspec.json.format(msgspec.json.encode(refused), indent=1))
