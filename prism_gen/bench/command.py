@@ -32,16 +32,17 @@ def measure(
     densities: tuple[float, ...],
     peers: tuple[str, ...] | None,
     prism_src: str | None,
+    flashprefill_lib: str | None,
     console: Console,
 ) -> BenchRun:
     """Takes every figure, one line each as it comes. Raises: BundleError, DeviceError, UnsupportedError."""
-    known = attend_peers(prism_src)
+    known = attend_peers(prism_src, flashprefill_lib)
     if unknown := [name for name in peers or () if name not in known]:
         raise UnsupportedError(f"no peer {unknown[0]!r}", exists=", ".join(known), fix="choose one of these")
     if backend == "reference":
         torch.set_num_threads(1)  # tensors are small, and the machine may be shared
     where = torch.device("cpu") if backend == "reference" else cuda_device(device)
-    plan = Plan(backend, where, lengths, densities, peers, prism_src)
+    plan = Plan(backend, where, lengths, densities, peers, prism_src, flashprefill_lib)
 
     def show(figure: Figure) -> None:
         if not figure.skipped:
@@ -61,6 +62,8 @@ def report(run: BenchRun, *, json: Path | None, plots: Path | None, console: Con
         markup=False,
         soft_wrap=True,
     )
+    if not run.complete:
+        console.print("interrupted: these are the figures that were taken by then", style="bold yellow")
     for label in dict.fromkeys(figure.label for figure in run.figures):
         console.print(_table(run, label))
     skipped = {figure.who: figure.skipped for figure in run.figures if figure.skipped}
