@@ -59,7 +59,9 @@ class Varied:
             x, density = self._run(self._residuals[-1], layer, choice)
             self._residuals.append(x)
             densities.append(density)
-        return {**self._judged(self._residuals.pop()), "density": torch.stack(densities).mean((0, 2)).tolist()}
+        density = torch.stack(densities)  # [layers, documents, heads]
+        found = self._judged(self._residuals.pop())
+        return {**found, "density": density.mean((0, 2)).tolist(), "head_density": density.tolist()}
 
     def instead(self, layer: int, choice: Choice) -> Record:
         """With this layer alone at `choice`: the distance from dense, and the layer's density, by document."""
@@ -160,6 +162,8 @@ def _run(options: argparse.Namespace) -> None:
         varied = Varied(model, ids, backend)
         for name, attentions in opened.items():
             found = varied.rebase([Choice(attention) for attention in attentions])
+            if name != "base":
+                del found["head_density"]
             emit({"section": "vary", "what": "everywhere", "setting": name, "prism": given[name], **found}, out=out)
         del opened["base"]
         for record in vary_layers(varied, opened):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.accuracy import mixture
@@ -31,6 +32,9 @@ def test_layers_and_lists_are_varied_about_the_base(records):
     everywhere = {record["setting"]: record for record in records if record.get("what") == "everywhere"}
     assert list(everywhere) == ["same", "all", "less", "base"]
     base = everywhere["base"]
+    heads = np.array(base.pop("head_density"))
+    assert heads.shape == (LAYERS, 2, LISTS)
+    assert base["density"] == pytest.approx(heads.mean((0, 2)))
     assert base == {**everywhere["same"], "setting": "base"}
     assert everywhere["less"]["prism"]["threshold"] == 0.3
     assert everywhere["all"]["divergence"] == pytest.approx([0, 0], abs=1e-6)
