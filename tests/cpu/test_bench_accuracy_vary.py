@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.accuracy import mixture
+from benchmarks.accuracy import mixture, profiles
+from benchmarks.accuracy.settings import parse_setting
 from benchmarks.accuracy.vary import main
 from tests.cpu.test_bench_accuracy import LAYERS, docs, llama, weights  # noqa: F401 fixtures
 
@@ -88,3 +89,25 @@ def test_a_mixture_spends_time_where_it_saves_harm(tmp_path, capsys):
         {"prism": PAPER, "layers": 1, "density": 0.2},
     ]
     assert "1.60 ms, harm -0.50000, density 0.600: dense paper" in capsys.readouterr().out
+
+
+def test_a_profile_is_chosen_without_one_document(tmp_path):
+    """Two lists in one layer: document a suffers by list 0, document b by list 1."""
+    base = {"what": "everywhere", "setting": "base", "prism": {**BASE, "threshold": 0.7}, "divergence": [1.0, 1.0]}
+    lines = [{"documents": ["a", "b"]}, {**base, "head_density": [[[0.4, 0.4], [0.4, 0.4]]]}]
+    for index, threshold in ((0, 0.3), (1, 0.3), (0, 0.9), (1, 0.9)):
+        change = [0.1, 0.5] if threshold == 0.3 else [-0.1, -0.5]
+        divergence = [1 + x for x in (change[::-1] if index == 0 else change)]
+        density = [threshold - 0.2] * 2
+        lines.append(
+            {"what": "list", "layer": 0, "list": index, "threshold": threshold}
+            | {"divergence": divergence, "density": density}
+        )
+    (tmp_path / "vary").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "profiles.json"
+    assert profiles.main(["--vary", str(tmp_path / "vary"), "--density", "0.4", "--out", str(out)]) == 0
+    found = {name: prism["profile"]["thresholds"] for name, prism in json.loads(out.read_text()).items()}
+    assert found["without b 0.4"] == [[0.9, 0.3]]
+    assert found["without a 0.4"] == [[0.3, 0.9]]
+    assert "without none 0.4" in found
+    assert parse_setting("x", json.loads(out.read_text())["without b 0.4"]).selections[0].profile
