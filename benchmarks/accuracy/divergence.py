@@ -27,15 +27,33 @@ class DenseModel:
     def __init__(self, model: SmolLM2, ids: Tensor, residual: Tensor) -> None:
         """residual: after the dense model's last layer, [batch, tokens, embedding]."""
         self._model, self._ids = model, ids
-        self._log_probs = [logits.log_softmax(-1) for logits, _ in model.predictions(residual, ids)]
+        self._probs: list[Tensor] = []
+        self._entropy = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
+        self._nll = torch.zeros_like(self._entropy)
+        for logits, targets in model.predictions(residual, ids):
+            log_probs = logits.log_softmax(-1)
+            self._probs.append(log_probs.exp())
+            self._entropy += _cross_entropy(self._probs[-1], log_probs)
+            self._nll += _nll(log_probs, targets)
 
     def distance(self, residual: Tensor) -> Distance:
         """Of the model that left this residual after its last layer."""
-        divergence = torch.zeros(len(self._ids), dtype=torch.float64, device=self._ids.device)
-        added = torch.zeros_like(divergence)
-        for dense, (logits, targets) in zip(self._log_probs, self._model.predictions(residual, self._ids), strict=True):
-            sparse = logits.log_softmax(-1)
-            divergence += (dense.exp() * (dense - sparse)).sum(-1).double().sum(-1)
-            added += (dense - sparse).gather(-1, targets[..., None]).double().sum((-2, -1))
+        crossed, nll = torch.zeros_like(self._entropy), torch.zeros_like(self._nll)
+        for dense, (logits, targets) in zip(self._probs, self._model.predictions(residual, self._ids), strict=True):
+            log_probs = logits.log_softmax(-1)
+            crossed += _cross_entropy(dense, log_probs)
+            nll += _nll(log_probs, targets)
         tokens = self._ids.shape[1] - 1
-        return Distance(tuple((divergence / tokens).tolist()), tuple((added / tokens).tolist()))
+        divergence, added = (crossed - self._entropy) / tokens, (nll - self._nll) / tokens
+        return Distance(tuple(divergence.tolist()), tuple(added.tolist()))
+
+
+def _cross_entropy(probs: Tensor, log_probs: Tensor) -> Tensor:
+    """-sum p log q of each sequence, fp64 [batch]; as a batch of dot products, which read both once."""
+    products = torch.bmm(probs.flatten(0, 1)[:, None], log_probs.flatten(0, 1)[..., None])
+    return -products.reshape(probs.shape[:2]).double().sum(-1)
+
+
+def _nll(log_probs: Tensor, targets: Tensor) -> Tensor:
+    """-log q of the tokens that follow, summed, fp64 [batch]."""
+    return -log_probs.gather(-1, targets[..., None]).double().sum((-2, -1))

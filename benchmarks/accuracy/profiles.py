@@ -18,7 +18,7 @@ import numpy as np
 from prism_gen.calibrate.allocate import Array, Curves, allocate, expected_density
 from prism_gen.model_config import selection_spec
 from prism_gen.profile import SelectionProfile
-from prism_gen.sub_blocks import SubBlocks, estimator_label
+from prism_gen.sub_blocks import DEFAULT_TOKENS, SubBlocks, estimator_label
 
 Record = dict[str, Any]
 
@@ -65,12 +65,13 @@ def curves_of(records: Sequence[Record], documents: Sequence[int]) -> Curves:
     return Curves(np.asarray(thresholds), harm, density)
 
 
-def profile_of(prism: Any, thresholds: Array, *, without: str | None) -> Any:
-    """The profile of the prism object, as JSON."""
+def profile_of(prism: Any, thresholds: Sequence[Sequence[float]] | Array, *, without: str | None) -> Any:
+    """The profile of the prism object, as JSON. thresholds: a row a layer; an empty one says nothing of its layer."""
     selection = selection_spec(prism)
-    fine = SubBlocks(selection.sub_block_q or 8, selection.sub_block_k or 8, selection.reduce, selection.exclude_forced)
+    sizes = (selection.sub_block_q or DEFAULT_TOKENS, selection.sub_block_k or DEFAULT_TOKENS)
+    fine = SubBlocks(*sizes, selection.reduce, selection.exclude_forced)
     profile = SelectionProfile(
-        estimator=estimator_label(fine),
+        estimator=estimator_label(None if selection.estimator == "paper" else fine),
         share=selection.share,
         block_size=selection.block_sizes[0],
         thresholds=tuple(tuple(float(x) for x in row) for row in thresholds),

@@ -56,7 +56,7 @@ class Varied:
         self.base, self._residuals = list(base), [self.model.embed(self.ids)]
         densities = []
         for layer, choice in enumerate(base):
-            x, density = self._run(self._residuals[-1], layer, choice)
+            x, density = self.run(self._residuals[-1], layer, choice)
             self._residuals.append(x)
             densities.append(density)
         density = torch.stack(densities)  # [layers, documents, heads]
@@ -65,12 +65,12 @@ class Varied:
 
     def instead(self, layer: int, choice: Choice) -> Record:
         """With this layer alone at `choice`: the distance from dense, and the layer's density, by document."""
-        x, density = self._run(self._residuals[layer], layer, choice)
+        x, density = self.run(self._residuals[layer], layer, choice)
         for after in range(layer + 1, len(self.base)):
-            x, _ = self._run(x, after, self.base[after])
+            x, _ = self.run(x, after, self.base[after])
         return {**self._judged(x), "density": density.mean(-1).tolist(), "head_density": density.tolist()}
 
-    def _run(self, x: Tensor, layer: int, choice: Choice) -> tuple[Tensor, Tensor]:
+    def run(self, x: Tensor, layer: int, choice: Choice) -> tuple[Tensor, Tensor]:
         """The residual after the layer, and its density [documents, heads]."""
         seen: list[Tensor] = []
 

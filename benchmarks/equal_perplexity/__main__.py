@@ -30,7 +30,7 @@ from benchmarks.equal_perplexity.layer_times import (
 from benchmarks.equal_perplexity.ways import MIXTURE, Way, mixture_ways, single_ways
 from prism_gen.bench.run import measured_ceilings
 from prism_gen.errors import PrismError
-from prism_gen.model import ModelSpec
+from prism_gen.model import ModelSpec, SelectionSpec
 from prism_gen.runtime import PrismAttention, load_bundle
 from prism_gen.runtime.connect import cuda_device
 from prism_gen.runtime.environment import environment
@@ -38,7 +38,7 @@ from prism_gen.runtime.load import Bundle
 from prism_gen.runtime.thresholds import Thresholds
 from prism_gen.verify.report import emit
 
-DENSE_BLOCKS = (128, 128)  # of our kernel on every block: its fastest
+DENSE = SelectionSpec(block_sizes=((128, 128),))  # what our kernel attends to every block of: its fastest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,14 +47,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, required=True, help="kernels of the ways, for each shape to be timed")
     parser.add_argument("--densities", type=Path, required=True, help="JSON of python -m benchmarks.accuracy.equal")
     parser.add_argument("--percent", type=float, default=2.0, help="perplexity over dense at which ways are compared")
-    parser.add_argument("--mixture", type=Path, help='JSON list of {"prism", "layers", "density"}, timed as one way')
+    parser.add_argument(
+        "--mixture",
+        type=Path,
+        action="append",
+        default=[],
+        help="NAME.parts.json of python -m benchmarks.equal_perplexity.parts, timed as one way",
+    )
+    parser.add_argument("--mixtures-only", action="store_true", help="beside dense attention")
     parser.add_argument("--lengths", default="8192,32768,131072", help="tokens, comma-separated")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, appended to")
     parser.add_argument("--commit", help="commit of this tree, where .git is absent")
     options = parser.parse_args(arguments)
     try:
-        ways = single_ways(options.densities, options.percent)
-        ways += mixture_ways(options.mixture) if options.mixture else []
+        ways = [] if options.mixtures_only else single_ways(options.densities, options.percent)
+        ways += [way for path in options.mixture for way in mixture_ways(path)]
         bundle, device = load_bundle(options.bundle), cuda_device(None)
     except PrismError as error:
         print(error, file=sys.stderr)
@@ -86,7 +93,7 @@ def compare(
     layer = make_layer(model, tokens, device)
     sparse = [way for way in ways if way.selection is not None]
     chosen = [(way, *_tuned(bundle, model, way, layer)) for way in sparse]
-    own = next(attention for _, attention, _, _ in chosen if _is_own_dense(attention))
+    own = attention_of(bundle, model, Way("dense", DENSE, 1.0, "dense"), device)
     layers = {
         f"{way.of}: {way.name}": stage_calls(attention, layer, set_)["layer"] for way, attention, set_, _ in chosen
     }
@@ -116,15 +123,15 @@ def compare(
             "times_dense": round(fastest / figure["ms"], 3),
             "stages_ms": {name: stage["ms"] for name, stage in timed(stages, layer).items()},
         }
-    parts = [way for way in ways if way.of == MIXTURE]
-    if parts:
+    for mixture in dict.fromkeys(way.of for way in ways if way.of.startswith(MIXTURE)):
+        parts = [way for way in ways if way.of == mixture]
         ms = [fastest if way.selection is None else times[_key(way)]["ms"] for way in parts]
         count = sum(way.layers for way in parts)
         mean = sum(way.layers * part for way, part in zip(parts, ms, strict=True)) / count
         density = sum(way.layers * way.density for way in parts) / count
         yield {
             **shape,
-            "way": MIXTURE,
+            "way": mixture,
             "density": round(density, 4),
             "ms": round(mean, 5),
             "times_dense": round(fastest / mean, 3),
@@ -138,10 +145,6 @@ def _tuned(bundle: Bundle | None, model: ModelSpec, way: Way, layer: Layer) -> t
 
 def _key(way: Way) -> str:
     return f"{way.of}: {way.name}"
-
-
-def _is_own_dense(attention: PrismAttention) -> bool:
-    return attention.block_size == DENSE_BLOCKS and attention.model.heads_per_list == 1
 
 
 if __name__ == "__main__":

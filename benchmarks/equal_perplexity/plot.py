@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     lines = [json.loads(line) for line in options.records.read_text(encoding="utf-8").splitlines()]
     percent = next(line["percent"] for line in lines if "percent" in line)
-    records = [line for line in lines if line.get("way") and line.get("of") != MIXTURE]
+    records = [line for line in lines if line.get("way") and line.get("of", "") in ("", line["way"])]
     for shape in shapes(records):
         print(f"{title(shape)}\n\n{table(records, shape)}\n")
     if options.picture:
@@ -65,7 +65,7 @@ def table(records: Sequence[Record], shape: Shape) -> str:
     for way in dict.fromkeys(record["way"] for record in of_shape):
         mine = {record["tokens"]: record for record in of_shape if record["way"] == way}
         cells = [_cell(mine[tokens]) if tokens in mine else "" for tokens in lengths]
-        name = f"**{way}**" if way == MIXTURE else way
+        name = f"**{way}**" if way.startswith(MIXTURE) else way
         density = next(iter(mine.values()))
         rows.append(f"| {name} | {density.get('asked_density', density['density']):.3g} | {' | '.join(cells)} |")
     return "\n".join(rows)

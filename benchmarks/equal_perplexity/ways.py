@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import msgspec
 
@@ -29,7 +29,7 @@ MIXTURE = "mixture"
 
 
 class Way(NamedTuple):
-    """One selection at one density. of: what it is a part of, itself or MIXTURE; layers: how many of it take this part.
+    """One selection at one density. of: what it is a part of, itself or a mixture; layers: how many take this part.
 
     selection: None attends to everything.
     """
@@ -62,12 +62,21 @@ def single_ways(densities: Path, percent: float, prisms: tuple[dict[str, Any], .
     return ways
 
 
+class Part(TypedDict):
+    """Layers of a mixture that attend in one way. selection: as in records, None for dense; density: their mean."""
+
+    selection: dict[str, Any] | None
+    layers: int
+    density: float
+
+
 def mixture_ways(path: Path) -> list[Way]:
-    """The parts of a mixture: JSON list of {"prism": object or null, "layers": count, "density": mean of these}."""
-    parts = json.loads(path.read_text(encoding="utf-8"))
+    """The parts in a JSON file of benchmarks.equal_perplexity.parts; the mixture is named by the file."""
+    mixture = f"{MIXTURE} {path.name.partition('.parts')[0]}"
+    parts: list[Part] = json.loads(path.read_text(encoding="utf-8"))
     ways = []
     for part in parts:
-        selection = None if part["prism"] is None else selection_spec(part["prism"])
-        name = "dense" if selection is None else family({"selection": msgspec.to_builtins(selection)})
-        ways.append(Way(name, selection, part["density"], MIXTURE, part["layers"]))
+        selection = None if part["selection"] is None else msgspec.convert(part["selection"], SelectionSpec)
+        name = "dense" if selection is None else family({"selection": part["selection"]})
+        ways.append(Way(name, selection, part["density"], mixture, part["layers"]))
     return ways

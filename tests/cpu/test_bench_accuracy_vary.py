@@ -1,4 +1,4 @@
-"""One layer or list set otherwise, on the tiny Llama of test_bench_accuracy, and the mixture chosen from it."""
+"""One layer or list set otherwise, on the tiny Llama of test_bench_accuracy, and the searches that go by it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.accuracy import mixture, profiles
+from benchmarks.accuracy import descend, profiles
+from benchmarks.accuracy.costs import costs_of, way_of
+from benchmarks.accuracy.documents import load_documents
+from benchmarks.accuracy.evaluate import evaluate
 from benchmarks.accuracy.settings import parse_setting
+from benchmarks.accuracy.smollm2 import SmolLM2
 from benchmarks.accuracy.vary import main
 from tests.cpu.test_bench_accuracy import LAYERS, docs, llama, weights  # noqa: F401 fixtures
 
@@ -57,38 +62,16 @@ def test_layers_and_lists_are_varied_about_the_base(records):
             assert record["density"] == [1, 1]
 
 
-PAPER = {"block_size": "64x64"}
-SHAPE = {"heads": [4, 2], "head_dim": 32, "tokens": 64}
-
-
-def test_a_mixture_spends_time_where_it_saves_harm(tmp_path, capsys):
-    """Two layers; dense helps the first alone. 2 ms a layer for dense, 1 + density for the paper's estimator."""
-    prisms = {"dense": None, "paper": PAPER}
-    harms = {(0, "dense"): -0.5, (0, "paper"): 0.0, (1, "dense"): -0.1, (1, "paper"): 0.0}
-    lines = [{"section": "environment", "documents": ["a", "b"]}]
-    for name, prism in {**prisms, "base": PAPER}.items():
-        lines.append({"what": "everywhere", "setting": name, "prism": prism, "divergence": [1.0, 3.0]})
-    for (layer, name), harm in harms.items():
-        density = [1, 1] if name == "dense" else [0.1, 0.3]
-        record = {"what": "layer", "layer": layer, "setting": name, "divergence": [1 + harm, 3 + harm]}
-        lines.append({**record, "density": density})
+def test_attending_costs_by_density_and_choosing_does_not():
     stages = {"pool": 0.4, "select": 0.6, "attend": 0.5}
     timed = [
-        {**SHAPE, "way": "dense", "ms": 2.0, "density": 1.0},
-        {**SHAPE, "way": "paper, 64x64", "of": "paper, 64x64", "ms": 1.4, "density": 0.5, "stages_ms": stages},
-        {**SHAPE, "tokens": 128, "way": "dense", "ms": 99.0, "density": 1.0},
+        {"way": "dense", "ms": 2.0, "density": 1.0},
+        {"way": "paper, 64x64", "of": "paper, 64x64", "ms": 1.4, "density": 0.5, "stages_ms": stages},
+        {"way": "paper, 64x64", "of": "mixture x", "ms": 9.0, "density": 0.5, "stages_ms": stages},
     ]
-    for name, rows in (("vary", lines), ("times", timed)):
-        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = ["--vary", tmp_path / "vary", "--times", tmp_path / "times", "--heads", "4x2x32", "--tokens", 64]
-    command += ["--out", tmp_path, "--ms", 1.7]
-    assert mixture.main([*map(str, command)]) == 0
-    assert json.loads((tmp_path / "settings.json").read_text()) == {"mixture 1.7": {"layers": [None, PAPER]}}
-    assert json.loads((tmp_path / "mixture-1.7.parts.json").read_text()) == [
-        {"prism": None, "layers": 1, "density": 1.0},
-        {"prism": PAPER, "layers": 1, "density": 0.2},
-    ]
-    assert "1.60 ms, harm -0.50000, density 0.600: dense paper" in capsys.readouterr().out
+    costs = costs_of(timed)
+    assert costs[way_of({"block_size": "64x64"})].at(0.2) == pytest.approx(1.2)
+    assert costs[way_of(None)].at(1.0) == 2.0
 
 
 def test_a_profile_is_chosen_without_one_document(tmp_path):
@@ -111,3 +94,38 @@ def test_a_profile_is_chosen_without_one_document(tmp_path):
     assert found["without a 0.4"] == [[0.3, 0.9]]
     assert "without none 0.4" in found
     assert parse_setting("x", json.loads(out.read_text())["without b 0.4"]).selections[0].profile
+
+
+@pytest.mark.parametrize("whole", [0, 1])
+def test_a_descent_lowers_what_it_is_asked_to(weights, docs, tmp_path, whole):  # noqa: F811
+    menu = {"fine": {**BASE, "sub_block_q": 4}, "paper": {"block_size": "16x16"}, "dense": None}
+    del menu["fine"]["threshold"]
+    (tmp_path / "menu.json").write_text(json.dumps(menu))
+    command = ["--weights", weights, "--docs", docs, "--tokens", 160, "--backend", "reference", "--price", 1.0]
+    command += ["--menu", tmp_path / "menu.json", "--out", tmp_path / "out.json", "--log", tmp_path / "log.jsonl"]
+    command += ["--price", 1e-6, "--layer-sweeps", whole, "--start", '{"threshold": 0.6}']
+    assert descend.main([*map(str, command)]) == 0
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()][1:]
+    assert [record["setting"] for record in log] == ["price 1 layers 0"] * whole + ["price 1", "price 1e-06"]
+    assert log[-1]["divergence"] < log[-2]["divergence"]
+    assert log[-1]["cost"] > log[-2]["cost"]
+    settings = json.loads((tmp_path / "out.json").read_text())
+    model = SmolLM2(weights, torch.device("cpu"), linear_dtype=torch.float32)
+    found: list[dict] = []
+    documents = load_documents(docs, [], tokens=160)
+    setting = parse_setting("last", settings["price 1e-06"])
+    evaluate(model, documents, [setting], backend="reference", bundle=None, at_once=2, emit=found.append)
+    measured = [record for record in found if record["what"] == "sparse"]
+    assert np.mean([record["density"] for record in measured]) == pytest.approx(log[-1]["cost"], abs=2e-3)
+
+
+def test_a_descent_may_leave_documents_out(weights, docs, tmp_path):  # noqa: F811
+    (tmp_path / "menu.json").write_text(json.dumps({"fine": BASE}))
+    starts = {"needle": {"threshold": 0.9}, "prose": {"profile": {"thresholds": [[0.5] * LISTS] * LAYERS}}}
+    (tmp_path / "starts.json").write_text(json.dumps(starts))
+    command = ["--weights", weights, "--docs", docs, "--tokens", 160, "--backend", "reference", "--price", 0.01]
+    command += ["--menu", tmp_path / "menu.json", "--out", tmp_path / "out.json", "--log", tmp_path / "log.jsonl"]
+    assert descend.main([*map(str, command), "--without", str(tmp_path / "starts.json"), "--seconds", "0"]) == 0
+    settings = json.loads((tmp_path / "out.json").read_text())
+    assert list(settings) == ["without needle price 0.01", "without prose price 0.01"]
+    assert settings["without prose price 0.01"]["layers"][1]["profile"]["thresholds"] == [[], [0.5] * LISTS]

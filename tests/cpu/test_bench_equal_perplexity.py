@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from benchmarks.equal_perplexity import __main__ as command
-from benchmarks.equal_perplexity import plot
+from benchmarks.equal_perplexity import parts, plot
 from benchmarks.equal_perplexity.layer_times import attention_of, make_layer, thresholds_for
-from benchmarks.equal_perplexity.ways import MIXTURE, Way, mixture_ways, single_ways
+from benchmarks.equal_perplexity.ways import Way, mixture_ways, single_ways
 from prism_gen.errors import ConfigError
+from prism_gen.model import SelectionSpec
 from prism_gen.model_config import selection_spec
 
 CPU = torch.device("cpu")
@@ -59,14 +60,15 @@ def test_thresholds_are_tuned_to_the_density(small, prism):
 
 
 def test_the_whole_plan_runs_and_is_drawn(small, densities, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "DENSE_BLOCKS", (16, 16))
-    parts = tmp_path / "mixture.json"
-    parts.write_text(
-        json.dumps([{"prism": FINE, "layers": 3, "density": 0.2}, {"prism": None, "layers": 1, "density": 1.0}])
-    )
-    ways = [*single_ways(densities, 2.0, PRISMS), *mixture_ways(parts)]
+    monkeypatch.setattr(command, "DENSE", SelectionSpec(block_sizes=((16, 16),)))
+    fine = msgspec.to_builtins(selection_spec(FINE))
+    judged = {"what": "sparse", "setting": "x", "selections": [fine, fine, None, fine]}
+    lines = [{**judged, "density_of_layers": densities} for densities in ([0.1, 0.2, 1, 0.3], [0.3, 0.2, 1, 0.1])]
+    (tmp_path / "judged.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert parts.main([str(tmp_path / "judged.jsonl"), "--out", str(tmp_path)]) == 0
+    ways = [*single_ways(densities, 2.0, PRISMS), *mixture_ways(tmp_path / "x.parts.json")]
     records = [record for tokens in (256, 384) for record in command.compare(None, small, ways, tokens, CPU)]
-    names = ["dense", "paper, 16x16", "sub-blocks 4x8 max, 16x16", "sub-blocks 4x8 max, 16x16", MIXTURE]
+    names = ["dense", "paper, 16x16", "sub-blocks 4x8 max, 16x16", "sub-blocks 4x8 max, 16x16", "mixture x"]
     assert [record["way"] for record in records] == names * 2
     dense, _, _, part, mixture = records[:5]
     assert set(dense["dense"]) == {"math", "attend"}
@@ -81,4 +83,4 @@ def test_the_whole_plan_runs_and_is_drawn(small, densities, tmp_path, monkeypatc
     assert (tmp_path / "equal.png").read_bytes()[:4] == b"\x89PNG"
     table = capsys.readouterr().out
     assert "| paper, 16x16 |" in table
-    assert "| **mixture** |" in table
+    assert "| **mixture x** |" in table
