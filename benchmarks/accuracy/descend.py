@@ -25,6 +25,7 @@ from benchmarks.accuracy.smollm2 import SmolLM2
 from benchmarks.accuracy.sparse import BACKENDS, Backend, open_layers
 from benchmarks.accuracy.vary import Choice, Varied
 from prism_gen.calibrate.curves import THRESHOLDS
+from prism_gen.calibrate.measured import nearest_step
 from prism_gen.errors import PrismError
 from prism_gen.runtime import PrismAttention, load_bundle
 from prism_gen.runtime.environment import environment
@@ -94,7 +95,8 @@ class Descent:
             last = after
             for later in range(layer + 1, len(self.layers)):
                 last, _ = self.varied.run(last, later, self._choice(later, self.layers[later]))
-            divergence = sum(self.varied.dense.distance(last).divergence) / len(x)
+            distance = self.varied.dense.distance(self.varied.model.predictions(last, self.varied.ids))
+            divergence = sum(distance.divergence) / len(x)
             cost = self.costs[move.kind].at(float(density.mean()))
             objective = divergence + price * cost / len(self.layers)
             if found is None or objective < found[0]:
@@ -110,11 +112,6 @@ class Descent:
         names = ("threshold",) if isinstance(attention.scoring, SubBlocks) else ("high", "low")
         values = [THRESHOLDS[step] for step in state.steps]
         return Choice(attention, attention.make_thresholds(**dict.fromkeys(names, values)))
-
-
-def nearest_step(threshold: float) -> int:
-    """The step of THRESHOLDS that is nearest in what a cut leaves behind."""
-    return min(range(len(THRESHOLDS)), key=lambda step: abs(THRESHOLDS[step] - threshold))
 
 
 def settings_of(layers: Sequence[Layer], prisms: dict[str, Any]) -> Record:

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.accuracy.divergence import DenseModel
 from benchmarks.accuracy.documents import load_documents
 from benchmarks.accuracy.settings import parse_setting
 from benchmarks.accuracy.smollm2 import SmolLM2
 from benchmarks.accuracy.sparse import BACKENDS, Backend, dense_layer, head_density, open_layers, sparse_layer
+from prism_gen.calibrate.divergence import DensePredictions
 from prism_gen.errors import PrismError
 from prism_gen.runtime import PrismAttention, load_bundle
 from prism_gen.runtime.environment import environment
@@ -48,7 +48,7 @@ class Varied:
         self.model, self.ids, self.backend = model, ids, backend
         self.base: list[Choice] = [Choice(None)] * model.spec.num_layers
         dense = model.advance(model.embed(ids), partial(_dense, backend), range(len(self.base)))
-        self.dense = DenseModel(model, ids, dense)
+        self.dense = DensePredictions(model.predictions(dense, ids))
         self._residuals: list[Tensor] = []
 
     def rebase(self, base: Sequence[Choice]) -> Record:
@@ -85,7 +85,8 @@ class Varied:
         return self.model.advance(x, attention, range(layer, layer + 1)), seen[0]
 
     def _judged(self, residual: Tensor) -> Record:
-        return {name: [round(x, 9) for x in values] for name, values in self.dense.distance(residual)._asdict().items()}
+        distance = self.dense.distance(self.model.predictions(residual, self.ids))
+        return {name: [round(x, 9) for x in values] for name, values in distance._asdict().items()}
 
 
 def vary_layers(varied: Varied, alternatives: dict[str, Sequence[PrismAttention | None]]) -> Iterator[Record]:
