@@ -31,7 +31,7 @@ from prism_gen.manifest import (
 )
 from prism_gen.model import ModelSpec
 from prism_gen.plan import plan
-from prism_gen.provenance import commit_of
+from prism_gen.provenance import commit_of, is_dirty
 from prism_gen.render import render, template_root
 from prism_gen.spec import KernelSpec
 from prism_gen.toolchain import Toolchain
@@ -54,12 +54,13 @@ def build(
     report: Report,
     root: Path | None = None,
     table: TuningTable | None = None,
+    gpu: str | None = None,
 ) -> Manifest:
     """Build every kernel of `models` for `archs` and publish them as the bundle `out`.
 
     cache: folder shared by any number of builds. jobs: compiles at once. root: of the templates, by default those of
-    this package. table: measured schedules, taken where they are not stale. A kernel that several models need is
-    compiled and listed once.
+    this package. table: measured schedules, taken where they are not stale; gpu: what the bundle is for (see plan). A
+    kernel that several models need is compiled and listed once.
     Raises: UnsupportedError, RenderError, CompileError; ConfigError where two models have one name; BundleError where
     `out` holds something else than a bundle. After an error the earlier bundle, if any, is unchanged.
     """
@@ -72,7 +73,7 @@ def build(
             )
     _check_is_bundle(out)
     root = root or template_root()
-    planned = plan(models, archs, toolchain=toolchain, root=root, table=table)
+    planned = plan(models, archs, toolchain=toolchain, root=root, table=table, gpu=gpu)
     sources = planned.sources
     for warning in planned.warnings:
         report(Event(kind="warning", name=warning))
@@ -190,7 +191,8 @@ def _publish(manifest: Manifest, artifacts: Sequence[Artifact], compiler: Compil
             _place(folder / LOG_NAME, out / entry.log)
         path = out / MANIFEST_NAME
         old = _old_manifest(path)
-        if old and msgspec.structs.replace(old, provenance=manifest.provenance) == manifest:
+        same = old and msgspec.structs.replace(old, provenance=manifest.provenance) == manifest
+        if old and same and (is_dirty(manifest.provenance.commit) or not is_dirty(old.provenance.commit)):
             manifest = old  # nothing changed: keep the bytes, and the time and commit of the last change
         else:
             write_atomic(path, encode_manifest(manifest))  # the commit point

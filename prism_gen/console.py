@@ -20,6 +20,7 @@ from prism_gen.compile import Event
 from prism_gen.doctor import Finding
 from prism_gen.errors import PrismError
 from prism_gen.manifest import Manifest
+from prism_gen.provenance import short
 
 
 class BuildProgress:
@@ -105,13 +106,33 @@ def print_manifest(console: Console, bundle: Path, manifest: Manifest) -> None:
         )
     console.print(_kernel_table(bundle, manifest))
     tools = ", ".join(f"{tool} {version}" for tool, version in manifest.toolchain.items())
-    commit = f", commit {manifest.provenance.commit[:12]}" if manifest.provenance.commit else ""
+    commit = f", commit {short(manifest.provenance.commit)}" if manifest.provenance.commit else ""
     console.print(
         f"built {manifest.provenance.created} by prism_gen {manifest.generator}{commit} with {tools}",
         highlight=False,
         markup=False,
         soft_wrap=True,
     )
+    if manifest.tuning:
+        print_tuning(console, manifest)
+
+
+def print_tuning(console: Console, manifest: Manifest) -> None:
+    """What a tuning table changed in a bundle, and from where sparse beats dense on its GPU; nothing without one."""
+    tuning = manifest.tuning
+    if tuning is None:
+        return
+    names = {entry.key: entry.name for entry in manifest.kernels}
+    lines = [
+        f"tuned on {tuning.gpu}, driver {tuning.driver}, CUDA {tuning.cuda}, table {tuning.digest[:12]}:"
+        f" {len(tuning.speedups)} of {len(names)} kernels have another schedule than the default"
+    ]
+    lines += [f"  {names.get(key, key)}: {speedup:.3f}x" for key, speedup in sorted(tuning.speedups.items())]
+    for crossover in tuning.crossovers:
+        where = [f"{c.wins_below:.2f} at {c.seqlen} tokens" for c in crossover.crossings]
+        lines.append(f"  {crossover.label}: sparse beats dense below a density of {', '.join(where)}")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _kernel_table(bundle: Path, manifest: Manifest) -> Table:

@@ -6,15 +6,17 @@ Owns the text of `explain`. Must not decide anything: every fact comes from the 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from prism_gen.console import print_tuning
 from prism_gen.errors import ConfigError
 from prism_gen.explain_selection import print_selection
+from prism_gen.manifest import Manifest
 from prism_gen.model import ModelSpec, RopeSpec
 from prism_gen.rope import (
     ATTENUATED_LOSS,
@@ -31,6 +33,7 @@ from prism_gen.spec import KernelSpec
 BAR_CELLS = 8  # an eighth block is 1/64 of full strength; bars of two block sizes fit 80 columns
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _BAND_STYLES = {"high": "red", "both": "yellow", "low": "green", "neither": "dim"}
+MISSING = "missing"
 _FAMILY_WORK = {
     "pool": "means and energies",
     "rotate": "RoPE and means",
@@ -46,14 +49,13 @@ def explain(
     kernels: Sequence[KernelSpec],
     *,
     layer: int | None,
-    bundle_keys: Collection[str] | None,
+    bundle: Manifest | None,
     console: Console,
 ) -> None:
     """Prints what the model, or one layer of it, needs and why.
 
-    layer: index from 0, or None for the whole model. bundle_keys: keys of the kernels that exist, or None where no
-    bundle was given. Raises: ConfigError if there is no such layer, UnsupportedError as rope.bands and
-    sub_blocks do.
+    layer: index from 0, or None for the whole model. bundle: whose kernels exist, or None where none was given.
+    Raises: ConfigError if there is no such layer, UnsupportedError as rope.bands and sub_blocks do.
     """
     if layer is not None and not 0 <= layer < model.num_layers:
         asked = f"{model.name} has no layer {layer}"
@@ -68,7 +70,7 @@ def explain(
         _print_spectrum(model, splits, console)
         for pair, split in splits.items():
             _print_reasons(model, pair, split, console)
-    _print_kernels(kernels, bundle_keys, console)
+    _print_kernels(kernels, bundle, console)
 
 
 def _bands_of(model: ModelSpec, block_sizes: tuple[int, int]) -> Bands:
@@ -184,24 +186,35 @@ def _print_reasons(model: ModelSpec, block_sizes: tuple[int, int], split: Bands,
         console.print(f"  [{_BAND_STYLES[name]}]{name} band[/]: {len(dims)} dims, {_ranges(dims)}; from {source}")
 
 
-def _print_kernels(kernels: Sequence[KernelSpec], bundle_keys: Collection[str] | None, console: Console) -> None:
+def _print_kernels(kernels: Sequence[KernelSpec], bundle: Manifest | None, console: Console) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("kernel", "exists", "what it computes"):
         table.add_column(name, no_wrap=name == "kernel")
-    for spec in kernels:
-        state = "?" if bundle_keys is None else "yes" if spec.key in bundle_keys else "[red]missing[/red]"
-        table.add_row(spec.name, state, _FAMILY_WORK.get(spec.family, spec.family))
+    states = ["?" if bundle is None else _state(spec, bundle) for spec in kernels]
+    for spec, state in zip(kernels, states, strict=True):
+        shown = f"[red]{state}[/red]" if state == MISSING else state
+        table.add_row(spec.name, shown, _FAMILY_WORK.get(spec.family, spec.family))
     _heading(console, f"Kernels: {len(kernels)}, the same for every full-attention layer")
     console.print(table)
-    if bundle_keys is None:
+    if bundle is None:
         console.print("Name a bundle with --bundle to see which of them exist.")
         return
-    missing = [spec for spec in kernels if spec.key not in bundle_keys]
-    if missing:
+    if missing := states.count(MISSING):
         command = "python -m prism_gen build --model-config CONFIG.json --out BUNDLE"
-        console.print(f"[red]{len(missing)} missing[/red]. Build them: {command}")
+        console.print(f"[red]{missing} missing[/red]. Build them: {command}")
     else:
         console.print("[green]All of them exist.[/green]")
+    print_tuning(console, bundle)
+
+
+def _state(spec: KernelSpec, bundle: Manifest) -> str:
+    """Whether a bundle holds a kernel for the same problem: with the default schedule, or one that was measured."""
+    same = [
+        e for e in bundle.kernels if (e.spec.family, e.arch, e.spec.problem) == (spec.family, spec.arch, spec.problem)
+    ]
+    if not same:
+        return MISSING
+    return "yes" if any(entry.key == spec.key for entry in same) else "yes, tuned"
 
 
 def _member(split: Bands, dims: Sequence[int]) -> str:

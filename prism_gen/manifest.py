@@ -45,7 +45,9 @@ class KernelEntry(Struct, frozen=True, kw_only=True):
 
 
 class Provenance(Struct, frozen=True, kw_only=True):
-    """When the bundle's content last changed (UTC, ISO 8601) and from which commit ("" if unknown)."""
+    """When the bundle's content last changed (UTC, ISO 8601) and from which commit: "" if unknown, "-dirty" behind it
+    where sources differed from it.
+    """
 
     created: str
     commit: str

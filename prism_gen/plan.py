@@ -41,12 +41,19 @@ def plan(
     toolchain: Toolchain,
     root: Path,
     table: TuningTable | None = None,
+    gpu: str | None = None,
 ) -> Planned:
-    """The sources of every kernel that the models need, each once. Raises: UnsupportedError, RenderError."""
+    """The sources of every kernel that the models need, each once.
+
+    gpu: what the bundle is for, a part of its name such as "H200"; a table of another counts for nothing. None: the
+    table's. Raises: UnsupportedError, RenderError.
+    """
     specs = tuple(dict.fromkeys(spec for model in models for spec in specialize(model, archs)))
     tuning: Tuning | None = None
     warnings: tuple[str, ...] = ()
-    if table is not None:
+    if table is not None and gpu is not None and gpu.casefold() not in table.gpu.casefold():
+        warnings = (f"every kernel keeps its default schedule: the tuning is for {table.gpu}, the bundle for {gpu}",)
+    elif table is not None:
         tuned = apply_table(table, specs, partial(templates_of, root=root))
         specs, warnings = tuned.specs, tuned.warnings
         tuning = Tuning(

@@ -33,6 +33,7 @@ def measure(
     densities: tuple[float, ...],
     peers: tuple[str, ...] | None,
     prism_src: str | None,
+    flashprefill_lib: str | None,
     qkv: Path | None,
     console: Console,
 ) -> BenchRun:
@@ -40,7 +41,7 @@ def measure(
 
     Raises: BundleError, DeviceError, UnsupportedError; TensorError, ConfigError for a file that is not of this bundle.
     """
-    known = attend_peers(prism_src)
+    known = attend_peers(prism_src, flashprefill_lib)
     if unknown := [name for name in peers or () if name not in known]:
         raise UnsupportedError(f"no peer {unknown[0]!r}", exists=", ".join(known), fix="choose one of these")
     if backend == "reference":
@@ -48,7 +49,7 @@ def measure(
     where = torch.device("cpu") if backend == "reference" else cuda_device(device)
     loaded = load_bundle(bundle)
     data = RealData.read(qkv, loaded.manifest.models) if qkv else None
-    plan = Plan(backend, where, lengths, densities, peers, prism_src, data)
+    plan = Plan(backend, where, lengths, densities, peers, prism_src, flashprefill_lib, data)
 
     def show(figure: Figure) -> None:
         if not figure.skipped:
@@ -68,6 +69,8 @@ def report(run: BenchRun, *, json: Path | None, plots: Path | None, console: Con
         markup=False,
         soft_wrap=True,
     )
+    if not run.complete:
+        console.print("interrupted: these are the figures that were taken by then", style="bold yellow")
     for label in dict.fromkeys(figure.label for figure in run.figures):
         console.print(_table(run, label))
         for figure in run.timed("layer"):

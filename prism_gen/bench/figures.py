@@ -26,8 +26,9 @@ class Figure(Struct, frozen=True, kw_only=True):
     """One thing timed. who: OURS or a peer. label: of the attend problem. ms: every run, in order; none where skipped.
 
     density: selected over visible blocks; 1 for dense attention. list_densities: the same of each block list, of a
-    layer's figure. flops: done, on the selected blocks. bytes_moved: of inputs and outputs, once. skipped: why a peer
-    was not run, "" where it was.
+    layer's figure. flops: done, on the selected blocks; of selection, those of work.py. bytes_moved: of inputs and
+    outputs, once. skipped: why a peer was not run, "" where it was. distance: of a peer's output to ours on the same
+    blocks, norm of the difference over norm; 0: nothing was compared.
     """
 
     stage: Stage
@@ -41,6 +42,7 @@ class Figure(Struct, frozen=True, kw_only=True):
     flops: float = 0.0
     bytes_moved: float = 0.0
     skipped: str = ""
+    distance: float = 0.0
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -78,7 +80,7 @@ class Ceilings(Struct, frozen=True, kw_only=True):
 
 class BenchRun(Struct, frozen=True, kw_only=True):
     """One run. machine: as runtime/environment.py writes it. data: the SHA-256 of the file that gave q, k, v; "" where
-    they are random.
+    they are random. complete: False where it was interrupted.
     """
 
     schema_version: int
@@ -86,6 +88,7 @@ class BenchRun(Struct, frozen=True, kw_only=True):
     data: str = ""
     ceilings: Ceilings
     figures: tuple[Figure, ...]
+    complete: bool = True
 
     def timed(self, stage: Stage | None = None) -> list[Figure]:
         """The figures that were taken, of one stage or of all."""

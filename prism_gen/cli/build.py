@@ -43,6 +43,9 @@ def build(
     out: Annotated[Path | None, typer.Option(help="Bundle directory. Default: generated/MODEL.")] = None,
     jobs: Jobs = None,
     tuning: Annotated[Path | None, typer.Option(help="Schedules measured by `tune`, instead of the defaults.")] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="What the bundle is for, such as `H200`: a tuning table of another is ignored.")
+    ] = None,
     digest: Annotated[
         bool, typer.Option("--digest", help="Print the digest of all inputs, a key for caches in CI, and stop.")
     ] = False,
@@ -61,7 +64,7 @@ def build(
     table = read_table(tuning) if tuning else None
     toolchain = find_toolchain(nvcc=nvcc, cache=cache)
     if digest:
-        planned = plan(models, split(arch, "--arch"), toolchain=toolchain, root=template_root(), table=table)
+        planned = plan(models, split(arch, "--arch"), toolchain=toolchain, root=template_root(), table=table, gpu=gpu)
         sys.stdout.write(f"{planned.digest}\n")
         return
     console = Console()
@@ -75,6 +78,7 @@ def build(
             jobs=jobs or default_jobs(),
             report=progress,
             table=table,
+            gpu=gpu,
         )
     console.print(
         f"bundle {out}: {len(manifest.kernels)} kernels ({progress.compiled} compiled, {progress.reused} unchanged) "

@@ -31,5 +31,5 @@ def explain(
     from prism_gen.explain import explain as explain_model  # noqa: PLC0415 keeps the other commands quick to start
 
     (model,) = load_models([model_config], block_size, dtype)
-    keys = {entry.key for entry in read_manifest(bundle).kernels} if bundle else None
-    explain_model(model, specialize(model, split(arch, "--arch")), layer=layer, bundle_keys=keys, console=Console())
+    manifest = read_manifest(bundle) if bundle else None
+    explain_model(model, specialize(model, split(arch, "--arch")), layer=layer, bundle=manifest, console=Console())

@@ -75,6 +75,11 @@ def tune(
     console = Console()
     models, archs = load_models(model_config, block_size, dtype), split(arch, "--arch")
     grid = DEFAULT_SHAPES if shapes == "default" else read_shapes(Path(shapes))
+    chosen = None
+    if not prepare:  # asked first: a machine without a GPU must not build for minutes to learn that it has none
+        with runtime_packages("tune"):
+            from prism_gen.tune.connect import connect  # noqa: PLC0415 imports torch
+        chosen = connect(executor, backend, None if gpu == "auto" else gpu)
     bundle = candidates if backend == "cuda" or prepare else None
     if bundle and not is_prepared(bundle, models, archs, only):
         with BuildProgress(console) as progress:
@@ -88,27 +93,24 @@ def tune(
                 jobs=jobs or default_jobs(),
                 report=progress,
             )
-    if prepare:
+    if chosen is None:
         console.print(f"candidates in {candidates}", highlight=False, markup=False, soft_wrap=True)
         return
-    units = make_units(models, archs, grid, bundle=bundle, only=only)
-    with runtime_packages("tune"):
-        from prism_gen.tune.command import tune as tune_units  # noqa: PLC0415
-        from prism_gen.tune.connect import connect  # noqa: PLC0415 imports torch
-
-    executes, make_stand, machine = connect(executor, backend, None if gpu == "auto" else gpu)
+    from prism_gen.tune.command import tune as tune_units  # noqa: PLC0415
     from prism_gen.tune.execute import Plan  # noqa: PLC0415
 
+    units = make_units(models, archs, grid, bundle=bundle, only=only)
     plan = Plan(
         units=tuple(shard_units(units, shard)),
-        make_stand=make_stand,
+        make_stand=chosen.make_stand,
         bundle=bundle,
         journal=out.with_suffix(".journal.jsonl"),
-        machine=machine,
+        machine=chosen.machine,
         deadline=time.time() + budget * 60 if budget is not None else float("inf"),
         stall_s=STALL_S,
     )
-    tune_units(plan, executes, out=out, toolchain=read_manifest(bundle).toolchain if bundle else {}, console=console)
+    toolchain = read_manifest(bundle).toolchain if bundle else {}
+    tune_units(plan, chosen.execute, out=out, toolchain=toolchain, console=console)
 
 
 def merge(

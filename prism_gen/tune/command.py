@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import datetime
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from prism_gen import __version__
 from prism_gen.files import write_atomic
 from prism_gen.tune.execute import Plan
-from prism_gen.tune.journal import Ended, Journal, Judged, Line, Timed
-from prism_gen.tune.unit import Memory, Unit, tuned_kernel
+from prism_gen.tune.journal import Journal, Line
+from prism_gen.tune.progress import TuneProgress
+from prism_gen.tune.unit import Memory, tuned_kernel
 from prism_gen.tuning_table import TABLE_SCHEMA_VERSION, TunedKernel, TuningTable, encode_table
 
 Executor = Callable[[Plan, Callable[[Line], None]], None]
@@ -42,7 +42,7 @@ def tune(plan: Plan, execute: Executor, *, out: Path, toolchain: dict[str, str],
             soft_wrap=True,
         )
     journal.add(plan.machine)
-    with _Bar(console, plan.units, known) as bar:
+    with TuneProgress(console, plan.units, known, deadline=plan.deadline) as bar:
         try:
             execute(plan, bar)
         except KeyboardInterrupt:
@@ -65,56 +65,6 @@ def tune(plan: Plan, execute: Executor, *, out: Path, toolchain: dict[str, str],
     write_atomic(out, encode_table(table))
     print_table(console, table, out)
     return table
-
-
-class _Bar:
-    """Steps done, time left and the unit under way; one line a unit where there is no terminal."""
-
-    def __init__(self, console: Console, units: Sequence[Unit], known: Sequence[Line]) -> None:
-        self._console = console
-        self._units = {unit.name: unit for unit in units}
-        self._bar = Progress(
-            SpinnerColumn(),
-            BarColumn(bar_width=20),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}", markup=False),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
-        self._task = self._bar.add_task("", total=sum(unit.steps for unit in units))
-        for line in known:
-            self._advance(line)
-
-    def __enter__(self) -> _Bar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, line: Line) -> None:
-        """Shows one line of the journal."""
-        unit = self._units.get(getattr(line, "unit", ""))
-        if unit is None:
-            return
-        self._advance(line)
-        stage = f" {line.stage} {line.shape.label}" if isinstance(line, Timed) else ""
-        self._bar.update(self._task, description=f"{unit.default.name}{stage}")
-        if isinstance(line, Ended):
-            how = "done" if line.complete else "not finished: the default stands"
-            self._console.print(f"{unit.default.name}: {how}", highlight=False, markup=False, soft_wrap=True)
-
-    def _advance(self, line: Line) -> None:
-        if getattr(line, "unit", "") not in self._units:
-            return
-        if isinstance(line, Judged) and line.outcome != "refused":
-            self._bar.advance(self._task)
-        elif isinstance(line, Timed):
-            self._bar.advance(self._task, len(line.ms))
 
 
 def print_table(console: Console, table: TuningTable, path: Path) -> None:

@@ -6,26 +6,31 @@ Owns how a candidate is judged, timed, and put beside dense attention. Must not 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from prism_gen.bench.fine_workload import make_fine_problem
 from prism_gen.bench.peers import attend_peers
-from prism_gen.bench.timing import MIN_RUNS, measure, measure_each
+from prism_gen.bench.peers.checked import prepare_checked
+from prism_gen.bench.timing import MIN_RUNS, measure_each
 from prism_gen.bench.workloads import Heads, calls_for, selection_call, shared_heads
 from prism_gen.crossover import Crossing, Crossover, wins_below
 from prism_gen.manifest import KernelEntry
+from prism_gen.model import ModelSpec
 from prism_gen.runtime.load import load_bundle
 from prism_gen.runtime.rules import SelectRules
 from prism_gen.spec import KernelSpec
+from prism_gen.specialize import block_pair_scoring, layer_problems
+from prism_gen.sub_blocks import SubBlocks
 from prism_gen.tune.shapes import CROSSOVER_DENSITIES
 from prism_gen.tuning_table import Shape
 from prism_gen.verify.kernels import Kernel, bundle_kernel, of_family
 from prism_gen.verify.masks import density_of
-from prism_gen.verify.pooling import find_pool
 from prism_gen.verify.problem import Problem, make_problem, prepare_launch
 from prism_gen.verify.reference_kernels import reference_kernel
 from prism_gen.verify.report import LOST
@@ -105,13 +110,13 @@ class DeviceStand:
         return Crossover(arch=spec.arch, label=spec.problem.label(), key=spec.key, heads=heads, crossings=crossings)
 
     def _crossing(self, kernel: Kernel, seqlen: int, heads: Heads) -> Crossing:
-        points, problem = [], None
-        for density in CROSSOVER_DENSITIES:
+        points = []
+        for density in CROSSOVER_DENSITIES:  # the last selects every block
             problem = make_problem(kernel, seqlen, density, heads, self._device)
-            launch, _ = prepare_launch(kernel, problem)
-            points.append((density_of(problem.block_mask, problem.grid), measure(launch, self._device).median_ms))
+            launch, out = prepare_launch(kernel, problem)
+            points.append((density_of(problem.block_mask, problem.grid), self._ms(launch)))
         points = [(round(density, 4), round(ms, 5)) for density, ms in sorted(dict(points).items())]
-        dense, dense_ms = self._dense(problem, points[-1][1]) if problem else (OWN_DENSE, points[-1][1])
+        dense, dense_ms = self._dense(problem, out, points[-1][1])
         selection_ms = self._selection_ms(kernel, seqlen, heads)
         return Crossing(
             seqlen=seqlen,
@@ -122,29 +127,50 @@ class DeviceStand:
             wins_below=round(wins_below(points, selection_ms, dense_ms), 4),
         )
 
-    def _dense(self, problem: Problem, own_ms: float) -> tuple[str, float]:
-        """(name, milliseconds) of the fastest dense attention here, this kernel on every block among them."""
+    def _dense(self, problem: Problem, out: Tensor, own_ms: float) -> tuple[str, float]:
+        """(name, milliseconds) of the fastest dense attention here, this kernel on every block among them.
+
+        out: of this kernel on every block, which a peer must reproduce to count.
+        """
         times = {OWN_DENSE: own_ms}
         for name, peer in attend_peers().items():
-            if not peer.sparse and not peer.unavailable(problem):
-                times[name] = measure(peer.prepare(problem), self._device).median_ms
+            if not peer.sparse and (call := prepare_checked(peer, problem, out).call):
+                times[name] = self._ms(call)
         best = min(times, key=lambda name: times[name])
         return best, times[best]
 
     def _selection_ms(self, attend: Kernel, seqlen: int, heads: Heads) -> float:
-        """pool and select for these blocks; 0 where the bundle holds none for them."""
+        """What chooses the blocks of this attend in the bundle's models, the slowest of them; 0 without a bundle."""
         problem = attend.problem
-        share: Any = "head" if problem.heads_per_list == 1 else "group"
         sizes = (problem.block_size_q, problem.block_size_k)
-        case = SelectCase(
-            seqlen, seqlen, *sizes, num_q_heads=heads[0], num_kv_heads=heads[1], rules=SelectRules(share=share)
-        )
-        for select in self._first("select"):
-            pool = find_pool(self._first("pool"), select, sizes, attend.dtype)
-            if pool is not None and select.problem.head_dim == problem.head_dim:
-                call = selection_call(pool, select, case, self._device)
-                return statistics.median(measure_each({"": call}, self._device, runs=MIN_RUNS)[""])
-        return 0.0
+        slowest = 0.0
+        for model in self._bundle.manifest.models if self._bundle else ():
+            problems = layer_problems(model, sizes) if sizes in model.selection.block_sizes else {}
+            if problems.get("attend") == problem:
+                call = self._selection(model, sizes, problems, seqlen, heads)
+                slowest = max(slowest, self._ms(call))
+        return slowest
+
+    def _ms(self, call: Callable[[], object]) -> float:
+        """Median of MIN_RUNS runs, its launches hidden: a peer's Python must not make dense attention look slow."""
+        return statistics.median(measure_each({"": call}, self._device, runs=MIN_RUNS)[""])
+
+    def _selection(
+        self, model: ModelSpec, sizes: tuple[int, int], problems: dict[str, Any], seqlen: int, heads: Heads
+    ) -> Callable[[], object]:
+        """pool and select, or subpool and score, with their default schedules."""
+        kernels = {
+            name: next(kernel for kernel in self._first(name) if kernel.problem == problem)
+            for name, problem in problems.items()
+            if name in ("pool", "select", "subpool", "score")
+        }
+        scoring = block_pair_scoring(model, sizes)
+        if isinstance(scoring, SubBlocks):
+            pair = (kernels["subpool"], kernels["score"])
+            return make_fine_problem(pair, (scoring.q, scoring.k), seqlen, heads, self._device).run
+        rules = SelectRules(share=model.selection.share)
+        case = SelectCase(seqlen, seqlen, *sizes, num_q_heads=heads[0], num_kv_heads=heads[1], rules=rules)
+        return selection_call(kernels["pool"], kernels["select"], case, self._device)
 
     def _first(self, family: str) -> list[Kernel]:
         """The first kernel of each problem of a family: the default, which a bundle of candidates lists first."""

@@ -5,7 +5,6 @@ Owns the local executor, and what a death means. Must not judge or time.
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from prism_gen.errors import DeviceError
 from prism_gen.tune.journal import Ended, Journal, Judged, Line, Machine
 from prism_gen.tune.unit import Memory, Stand, Unit, tune_unit
-from prism_gen.verify.watch import GrowingFile, watch
+from prism_gen.verify.watch import GrowingFile, start_worker, watch
 
 MakeStand = Callable[[Path | None], Stand]  # of the bundle of candidates
 
@@ -53,8 +52,7 @@ def run_local(plan: Plan, on_line: Callable[[Line], None]) -> None:
 
     while left := [unit for unit in plan.units if unit.name not in ended]:
         before = plan.journal.stat().st_size
-        process = multiprocessing.get_context("spawn").Process(target=_work, args=(plan, left), daemon=True)
-        process.start()
+        process = start_worker(_work, (plan, left))
         hung = watch(process, moved, timeout_s=plan.stall_s)
         if process.exitcode == 0 and not hung:
             return

@@ -32,9 +32,15 @@ REFUSED_NAME = "refused.json"  # key -> why no library of it is in the bundle
 def wanted_specs(models: Sequence[ModelSpec], archs: Sequence[str], only: str) -> list[KernelSpec]:
     """The candidates of each kernel that the models need and whose name holds `only`, and the others' defaults.
 
-    Raises: as specialize does.
+    Raises: as specialize does, and ConfigError where no name does.
     """
     defaults = dict.fromkeys(spec for model in models for spec in specialize(model, archs))
+    if not any(only in default.name for default in defaults):
+        raise ConfigError(
+            f"no kernel of these models is called {only!r}",
+            exists=", ".join(default.name for default in defaults),
+            fix="leave --only out, or name a part of one",
+        )
     return [spec for default in defaults for spec in (candidates(default) if only in default.name else [default])]
 
 
@@ -49,7 +55,15 @@ def prepare(
     jobs: int,
     report: Report,
 ) -> Manifest:
-    """Builds every candidate that compiles and passes its gates into the bundle `out`, and writes why others do not."""
+    """Builds every candidate that compiles and passes its gates into the bundle `out`, and writes why others do not.
+
+    Raises: BundleError where `out` is a bundle that `build` wrote, which candidates would replace.
+    """
+    if (out / MANIFEST_NAME).exists() and not (out / REFUSED_NAME).exists():
+        raise BundleError(
+            f"--candidates {out} is a bundle of another build, which the candidates would replace",
+            fix="name another folder, or remove this one",
+        )
     specs = wanted_specs(models, archs, only)
     manifest, refused = build_each(models, specs, out=out, cache=cache, toolchain=toolchain, jobs=jobs, report=report)
     write_atomic(out / REFUSED_NAME, msgspec.json.format(msgspec.json.encode(refused), indent=1))
@@ -77,8 +91,9 @@ def make_units(
 ) -> list[Unit]:
     """One unit a problem whose name holds `only`, in the order a build lists them.
 
-    bundle: whose refusals count; None: none is refused. Raises: ConfigError where no name does.
+    bundle: whose refusals count; None: none is refused. Raises: as wanted_specs does.
     """
+    wanted_specs(models, archs, only)
     root = template_root()
     refused = _refused(bundle) if bundle else {}
     units, seen = [], set()
@@ -97,10 +112,6 @@ def make_units(
                         refused={spec.key: refused[spec.key] for spec in tried if spec.key in refused},
                     )
                 )
-    if not units:
-        raise ConfigError(
-            f"no kernel of these models is called {only!r}", fix="leave --only out, or name a part of one"
-        )
     return units
 
 

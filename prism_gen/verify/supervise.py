@@ -6,7 +6,6 @@ Owns the watchdog. Must not examine anything itself (worker.py does), so that no
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
@@ -14,7 +13,7 @@ from typing import Any
 
 from prism_gen.verify.job import BEGIN, END, LOST_STATUS, SECTION, Job
 from prism_gen.verify.report import current_case, current_path
-from prism_gen.verify.watch import GrowingFile, watch
+from prism_gen.verify.watch import GrowingFile, start_worker, watch
 
 Record = dict[str, Any]
 
@@ -40,10 +39,7 @@ def examine(
     job.records.write_text("")
     watch = _Watch(job, case_timeout_s, on_record)
     while True:
-        process = multiprocessing.get_context("spawn").Process(
-            target=worker, args=(replace(job, done=frozenset(watch.done)),), daemon=True
-        )
-        process.start()
+        process = start_worker(worker, (replace(job, done=frozenset(watch.done)),))
         subject, hung = watch.until_end(process)
         if process.exitcode == 0 and not hung:
             current_path(job.records).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""A process that may hang or die, watched by what it writes.
+"""A process that may hang or die, started out of Ctrl-C's reach and watched by what it writes.
 
 Owns the clock and the reading of a growing file. Must not know what is in it.
 """
@@ -6,10 +6,14 @@ Owns the clock and the reading of a growing file. Must not know what is in it.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 POLL_S = 0.05  # between looks; a case takes milliseconds, and the first one seconds
 
@@ -32,19 +36,38 @@ class GrowingFile:
                 yield line
 
 
+def start_worker(target: Callable[..., None], args: tuple[Any, ...]) -> BaseProcess:
+    """A process that ends with this one. Ctrl-C reaches this one alone, and watch() then ends the other."""
+    process = multiprocessing.get_context("spawn").Process(target=target, args=args, daemon=True)
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be set, nor Ctrl-C arrive
+        process.start()
+        return process
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which a process that is started inherits
+    try:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return process
+
+
 def watch(process: BaseProcess, moved: Callable[[], bool], *, timeout_s: float) -> bool:
     """Until the process has ended: whether it stood still for timeout_s and was killed.
 
     moved: reads what is new and says whether there was anything; asked once more after the end.
     """
     last, hung = time.monotonic(), False
-    while True:
-        ended = process.exitcode is not None  # asked first, so that nothing it wrote is missed
-        if moved():
-            last = time.monotonic()
-        if ended:
-            return hung
-        if time.monotonic() - last > timeout_s:
-            hung = True
-            process.kill()
-        process.join(POLL_S)
+    try:
+        while True:
+            ended = process.exitcode is not None  # asked first, so that nothing it wrote is missed
+            if moved():
+                last = time.monotonic()
+            if ended:
+                return hung
+            if time.monotonic() - last > timeout_s:
+                hung = True
+                process.kill()
+            process.join(POLL_S)
+    except BaseException:  # Ctrl-C, or what `moved` raises
+        process.kill()
+        process.join()
+        raise

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from functools import partial
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +19,7 @@ from prism_gen.bench.peers import (
     Problem,
     attend_peers,
     fa4,
+    flash_attn,
     flashprefill,
     prism_estimate,
     prism_unavailable,
@@ -151,6 +153,19 @@ def test_peers_that_align_the_mask_at_the_top_refuse_a_prefix() -> None:
     behind = problem(lengths=(256, 512))
     refused = [name for name, peer in attend_peers().items() if "equal lengths" in peer.unavailable(behind)]
     assert refused == ["cudnn-dense", "flash2-dense", "flex-sparse", "prism-sparse"]
+
+
+def test_flash_attention_3_is_either_of_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = problem()
+    assert flash_attn.v3_unavailable(p) == "flash_attn_interface is not installed"
+    module = ModuleType("fa3_fwd_interface")
+    module.__spec__ = ModuleSpec(module.__name__, None)
+    given: list[object] = []
+    module.flash_attn_func = lambda *args, **options: (given.extend([*args, options]), (p.q, None))[1]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert flash_attn.v3_unavailable(p) == "needs a GPU"
+    assert flash_attn.prepare_v3(p)() is p.q
+    assert given[-1] == {"softmax_scale": 0.125, "causal": True}
 
 
 def test_a_missing_prism_checkout_is_an_import_error(tmp_path: object) -> None:

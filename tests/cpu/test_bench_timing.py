@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import statistics
 import time
+from functools import partial
 
 import pytest
 import torch
 
+from prism_gen.bench import timing
 from prism_gen.bench.timing import MIN_RUNS, Timing, ceilings, host_cost_us, measure
 from prism_gen.runtime.environment import environment
 from prism_gen.verify.report import emit
@@ -23,22 +26,66 @@ def test_measure_is_the_median_of_single_calls_after_warm_up() -> None:
         calls.append(1)
         time.sleep(0.001 * len(calls))
 
-    timing = measure(sleep_longer_each_time, CPU, runs=7, warm=2, calls=1)
+    taken = measure(sleep_longer_each_time, CPU, runs=7, warm=2, calls=1)
     assert len(calls) == 9
-    assert timing.runs == 7
-    assert timing.min_ms <= timing.median_ms <= timing.max_ms
-    assert 6.0 <= timing.median_ms < 9.0  # calls 3 to 9 sleep 3 to 9 ms
-    assert timing.min_ms >= 3.0
+    assert taken.runs == 7
+    assert taken.min_ms <= taken.median_ms <= taken.max_ms
+    assert 6.0 <= taken.median_ms < 9.0  # calls 3 to 9 sleep 3 to 9 ms
+    assert taken.min_ms >= 3.0
 
 
 def test_measure_divides_by_the_calls_of_a_run() -> None:
-    timing = measure(lambda: time.sleep(0.001), CPU, calls=5)
-    assert 1.0 <= timing.median_ms < 3.0
+    taken = measure(lambda: time.sleep(0.001), CPU, calls=5)
+    assert 1.0 <= taken.median_ms < 3.0
 
 
 def test_measure_refuses_fewer_runs_than_a_figure_needs() -> None:
     with pytest.raises(ValueError, match=f"at least {MIN_RUNS}"):
         measure(lambda: None, CPU, runs=3)
+
+
+def test_calls_in_turn_are_timed_alike_and_long_ones_half_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "LONG_MS", 5.0)
+    order: list[str] = []
+
+    def call(name: str, seconds: float) -> None:
+        order.append(name)
+        time.sleep(seconds)
+
+    calls = {"short": partial(call, "short", 0.0), "long": partial(call, "long", 0.006)}
+    taken = timing.measure_each(calls, CPU, runs=20, warm=2)
+    assert {name: len(times) for name, times in taken.items()} == {"short": 20, "long": 10}
+    assert min(taken["long"]) >= 6.0 > statistics.median(taken["short"])
+    assert order[-30:] == ["short", "long"] * 10 + ["short"] * 10
+
+
+def test_on_a_gpu_the_launch_is_hidden_behind_a_head_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU sleeps for longer than the host needs, before the first event: in this order."""
+    steps: list[str] = []
+
+    class Event:
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            steps.append("event")
+
+        def synchronize(self) -> None: ...
+
+        def elapsed_time(self, _other: object) -> float:
+            return 1.5
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: steps.append(f"sleep {cycles >= 2e9 * 0.002}"))
+
+    def call() -> None:
+        steps.append("call")
+        time.sleep(0.002)
+
+    taken = timing.measure_each({"a": call}, torch.device("cuda"), runs=7)
+    assert taken == {"a": (1.5,) * 7}
+    assert steps[-4:] == ["sleep True", "event", "call", "event"]
 
 
 def test_host_cost_is_in_microseconds() -> None:

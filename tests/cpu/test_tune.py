@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from prism_gen.errors import ConfigError, DeviceError
+from prism_gen.model import SelectionSpec
 from prism_gen.tune.command import tune
 from prism_gen.tune.execute import Plan, run_local
 from prism_gen.tune.journal import Ended, Journal, Judged, Machine, Timed
@@ -43,10 +45,17 @@ def slower(units: list[Unit], winner: int = 4) -> dict[str, float]:
     return times
 
 
-def run(folder: Path, units: list[Unit], execute: Any = run_local, stall_s: float = 60.0, **stand: Any) -> TuningTable:
+def run(
+    folder: Path,
+    units: list[Unit],
+    execute: Any = run_local,
+    stall_s: float = 60.0,
+    winner: int = 4,
+    **stand: Any,
+) -> TuningTable:
     plan = Plan(
         units=tuple(units),
-        make_stand=MakeSimulated(slower(units), **stand),
+        make_stand=MakeSimulated(slower(units, winner), **stand),
         bundle=None,
         journal=folder / "t.journal.jsonl",
         machine=MACHINE,
@@ -98,6 +107,16 @@ def test_wrong_dying_and_hanging_candidates_are_rejected_with_their_reason(atten
     assert table.kernels[0].best == attend.candidates[5].key  # the fastest of the others
 
 
+def test_the_families_of_the_other_estimator_race_through_the_same_tables(make_model, tmp_path):
+    model = make_model(selection=SelectionSpec(estimator="subblock"))
+    units = make_units([model], ["sm90"], SHAPES, bundle=None)
+    table = run(tmp_path, units, winner=2)
+    assert [row.family for row in table.kernels] == ["subpool", "score", "attend"]
+    for row, unit in zip(table.kernels, units, strict=True):
+        assert row.best == unit.candidates[2].key
+        assert len(row.speedups) == len({(shape.seqlen, shape.batch) for shape in SHAPES})
+
+
 def test_where_the_default_is_wrong_it_stays_and_nothing_is_raced(attend, tmp_path):
     table = run(tmp_path, [attend], wrong=frozenset([attend.default.key]))
     assert table.kernels[0].best == attend.default.key
@@ -120,6 +139,30 @@ def test_an_interrupted_unit_goes_on_where_it_was_and_ends_the_same(attend, tmp_
         steps += pieces.steps
     assert steps == stand.steps
     assert tuned_kernel(attend, list(parts.lines())) == tuned_kernel(attend, list(whole.lines()))
+
+
+def test_ctrl_c_ends_the_process_too_and_the_same_command_goes_on(attend, tmp_path, capsys):
+    def interrupted(plan, on_line):
+        taken = []
+
+        def stop_after_ten(line):
+            taken.append(line)
+            if len(taken) == 10:
+                raise KeyboardInterrupt
+            on_line(line)
+
+        run_local(plan, stop_after_ten)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, [attend], execute=interrupted)
+    assert not multiprocessing.active_children()
+    assert "the same command goes on" in capsys.readouterr().out.replace("\n", " ")
+    assert not (tmp_path / "t.json").exists()
+    kept = len(list(Journal(tmp_path / "t.journal.jsonl").lines()))
+    assert kept >= 10
+    resumed = run(tmp_path, [attend])
+    (tmp_path / "whole").mkdir()
+    assert resumed.kernels == run(tmp_path / "whole", [attend]).kernels
 
 
 def test_a_budget_that_ends_keeps_the_default_and_says_so(attend, tmp_path):

@@ -45,6 +45,16 @@ def test_unchanged_second_build_compiles_nothing_and_keeps_every_byte(run_build,
     assert tree(tmp_path / "bundle") == before
 
 
+def test_a_dirty_commit_is_replaced_by_the_clean_one_that_builds_the_same(run_build, make_model, monkeypatch):
+    def commit(text):
+        monkeypatch.setattr("prism_gen.build.commit_of", lambda _checkout: text)
+        return run_build(make_model()).provenance.commit
+
+    assert commit("a-dirty") == "a-dirty"
+    assert commit("b") == "b"
+    assert [commit("c-dirty"), commit("c")] == ["b", "b"]  # nothing changed
+
+
 def test_second_bundle_takes_kernels_from_the_cache(run_build, make_model, fake):
     run_build(make_model())
     fake.reset()

@@ -176,3 +176,24 @@ def test_terminated_build_kills_its_compilers_and_leaves_no_scratch(fake, tmp_pa
     build.terminate()
     assert build.wait(timeout=20) == 128 + 15
     assert not list(cache.glob("*.tmp-*"))
+
+
+def test_tune_asks_for_a_gpu_before_it_builds(prism, fake):
+    if pytest.importorskip("torch").cuda.is_available():
+        pytest.skip("a GPU is here")
+    fake.reset()
+    done = prism("tune", "-m", CONFIG, "--only", "pool")
+    assert done.returncode == 1
+    assert "torch sees no CUDA device" in done.stderr
+    assert not fake.calls()
+
+
+def test_candidates_do_not_replace_a_bundle(prism, tree, tmp_path):
+    assert prism("build", "-m", CONFIG, "--out", "b").returncode == 0
+    before = tree(tmp_path / "b")
+    done = prism("tune", "-m", CONFIG, "--only", "pool", "--candidates", "b", "--prepare")
+    assert done.returncode == 1
+    assert "--candidates b is a bundle of another build" in done.stderr
+    assert tree(tmp_path / "b") == before
+    for _ in range(2):  # its own, it may go on with
+        assert prism("tune", "-m", CONFIG, "--only", "pool", "--candidates", "c", "--prepare").returncode == 0

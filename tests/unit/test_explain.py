@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,13 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from prism_gen.candidates import candidates
 from prism_gen.errors import ConfigError
 from prism_gen.explain import explain
+from prism_gen.manifest import KernelEntry, Manifest, Provenance
 from prism_gen.model import ModelSpec, SelectionSpec, Share
 from prism_gen.model_config import load_model_config
+from prism_gen.spec import KernelSpec
 from prism_gen.specialize import specialize
 from prism_gen.sub_blocks import sub_blocks
 
@@ -26,14 +29,44 @@ def model(name: str, **changes: Any) -> ModelSpec:
     return msgspec.structs.replace(load_model_config(MODELS / f"{name}.json"), **changes)
 
 
+def bundle_of(spec: ModelSpec, kernels: Sequence[KernelSpec]) -> Manifest:
+    """A manifest that holds these kernels."""
+    facts = {"digest": "0" * 64, "artifact": "1" * 64, "registers": 168, "smem_bytes": 1024, "stack_bytes": 0}
+    entries = [
+        KernelEntry(
+            spec=kernel,
+            key=kernel.key,
+            name=kernel.name,
+            arch=kernel.arch,
+            file=f"lib/{kernel.name}.so",
+            source=f"src/{kernel.name}.cu",
+            log=f"log/{kernel.name}.log",
+            spill_bytes=0,
+            instructions={},
+            **facts,
+        )
+        for kernel in kernels
+    ]
+    provenance = Provenance(created="2026-01-01T00:00:00+00:00", commit="")
+    return Manifest(
+        schema_version=1,
+        generator="0",
+        models=(spec,),
+        kernels=tuple(entries),
+        toolchain={},
+        flags=(),
+        provenance=provenance,
+    )
+
+
 def explained(
-    spec: ModelSpec, *, layer: int | None = None, keys: Collection[str] | None = None, encoding: str = "utf-8"
+    spec: ModelSpec, *, layer: int | None = None, bundle: Manifest | None = None, encoding: str = "utf-8"
 ) -> str:
     """What explain prints, 80 columns wide."""
     raw = io.BytesIO()
     with io.TextIOWrapper(raw, encoding=encoding) as file:
         console = Console(file=file, width=80, legacy_windows=False)
-        explain(spec, specialize(spec, ["sm90"]), layer=layer, bundle_keys=keys, console=console)
+        explain(spec, specialize(spec, ["sm90"]), layer=layer, bundle=bundle, console=console)
         file.flush()
         return raw.getvalue().decode(encoding)
 
@@ -103,11 +136,20 @@ def test_sub_blocks_show_what_their_means_keep_and_which_sizes_follow(share: Sha
 def test_missing_kernels_are_named_with_the_command_that_builds_them() -> None:
     spec = model("llama-3.1-8b")
     kernels = specialize(spec, ["sm90"])
-    text = explained(spec, keys={kernel.key for kernel in kernels[1:]})
+    text = explained(spec, bundle=bundle_of(spec, kernels[1:]))
     assert f"{kernels[0].name} missing" in " ".join(text.split())
     assert f"{kernels[1].name} yes" in " ".join(text.split())
     assert "1 missing. Build them: python -m prism_gen build" in text
-    assert "All of them exist" in explained(spec, keys={kernel.key for kernel in kernels})
+    assert "All of them exist" in explained(spec, bundle=bundle_of(spec, kernels))
+
+
+def test_a_kernel_with_a_measured_schedule_exists() -> None:
+    spec = model("llama-3.1-8b")
+    *others, attend = specialize(spec, ["sm90"])
+    tuned = candidates(attend)[3]
+    text = explained(spec, bundle=bundle_of(spec, [*others, tuned]))
+    assert f"{attend.name} yes, tuned" in " ".join(text.split())
+    assert "All of them exist" in text
 
 
 def test_a_sliding_layer_needs_no_kernel() -> None:

@@ -213,6 +213,23 @@ def test_build_takes_a_table_and_the_manifest_records_it(prism, specs, tmp_path)
     record = manifests[1]["tuning"]
     assert (record["gpu"], record["speedups"]) == ("NVIDIA H200", {best: 1.25})
     assert record["crossovers"][0]["crossings"][0]["wins_below"] == 1.0
+    shown = prism("inspect", "b").stdout
+    assert "tuned on NVIDIA H200, driver" in shown
+    assert ": 1.250x" in shown
+    assert "sparse beats dense below a density of 1.00 at" in shown
+    explained = " ".join(prism("explain", *words[1:-1], "--bundle", "b").stdout.split())
+    assert f"{specs[2].name} yes, tuned" in explained
+    assert "tuned on NVIDIA H200" in explained
+
+
+@pytest.mark.parametrize(("gpu", "taken"), [("H200", True), ("nvidia h200", True), ("H100", False)])
+def test_a_table_of_another_gpu_is_ignored_with_a_warning(prism, specs, tmp_path, gpu, taken):
+    (tmp_path / "t.json").write_bytes(encode_table(table_of(row_of(specs[2]))))
+    words = ("--block-size", "128x128,128x64", "--out", "b", "--tuning", "t.json", "--gpu", gpu)
+    done = prism("build", "-m", CONFIG, *words)
+    assert done.returncode == 0, done.stderr
+    assert ("the tuning is for NVIDIA H200, the bundle for H100" in done.stdout.replace("\n", " ")) != taken
+    assert (json.loads(prism("inspect", "b", "--json").stdout)["tuning"] is not None) == taken
 
 
 def test_merge_joins_files(prism, specs, tmp_path):

@@ -10,7 +10,7 @@ from functools import partial
 
 from torch import Tensor
 
-from prism_gen.bench.peers import Peer, attend_peers
+from prism_gen.bench.peers import Peer, attend_peers, differs, distance
 from prism_gen.bench.timing import REST_S, host_cost_us, measure
 from prism_gen.verify.kernels import Kernel, of_family
 from prism_gen.verify.masks import density_of
@@ -20,7 +20,6 @@ from prism_gen.verify.spots import spot_check
 from tools.check.ceilings import report_ceilings
 from tools.check.options import Options
 
-PEER_TOLERANCE = 2e-2  # norm of the difference / norm: two bf16 roundings are below 5e-3
 # Host cost does not depend on the length, so it is taken where draining the queue of HOST_CALLS launches is quick.
 HOST_CALLS, HOST_MAX_TOKENS = 100, 8192
 # From this length on a launch is long enough for the power limit to slow the chip down, so it is timed rested as well.
@@ -58,9 +57,8 @@ def time_peer(problem: Problem, peer: Peer, ours: Tensor) -> Findings:
     theirs = call()
     add_timing(found, call, problem.selected_flops if peer.sparse else problem.dense_flops, problem)
     if peer.sparse:
-        distance = float((theirs.reshape(ours.shape).float() - ours.float()).norm() / ours.float().norm())
-        found.figures["distance_to_ours"] = distance
-        found.require(distance <= PEER_TOLERANCE, f"the output differs from ours by {distance:.3g} of its norm")
+        found.figures["distance_to_ours"] = away = distance(theirs, ours)
+        found.require(not differs(away), differs(away))
     return found
 
 

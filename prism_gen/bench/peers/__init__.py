@@ -9,12 +9,22 @@ from __future__ import annotations
 from functools import partial
 
 from prism_gen.bench.peers import fa4, flash_attn, flashprefill
-from prism_gen.bench.peers.prism import prepare_prism, prism_estimate, prism_unavailable
-from prism_gen.bench.peers.problem import Peer, split_diagonal, with_prefix, without_cuda
+from prism_gen.bench.peers.prism import prepare_prism, prism_estimate, prism_layer, prism_unavailable
+from prism_gen.bench.peers.problem import Peer, differs, distance, split_diagonal, with_prefix, without_cuda
 from prism_gen.bench.peers.torch_attention import prepare_flex, prepare_sdpa
 from prism_gen.verify.problem import Problem
 
-__all__ = ["Peer", "Problem", "attend_peers", "prism_estimate", "prism_unavailable", "split_diagonal"]
+__all__ = [
+    "Peer",
+    "Problem",
+    "attend_peers",
+    "differs",
+    "distance",
+    "prism_estimate",
+    "prism_layer",
+    "prism_unavailable",
+    "split_diagonal",
+]
 
 
 def _torch_unavailable(problem: Problem) -> str:
@@ -33,8 +43,8 @@ def attend_peers(prism_src: str | None = None, flashprefill_lib: str | None = No
     rows = (
         Peer("cudnn-dense", False, _torch_unavailable, prepare_sdpa("CUDNN_ATTENTION")),
         Peer("flash2-dense", False, _torch_unavailable, prepare_sdpa("FLASH_ATTENTION")),
-        Peer("fa2-dense", False, partial(flash_attn.unavailable, "flash_attn_2_cuda"), flash_attn.prepare_v2),
-        Peer("fa3-dense", False, partial(flash_attn.unavailable, "flash_attn_interface"), flash_attn.prepare_v3),
+        Peer("fa2-dense", False, flash_attn.v2_unavailable, flash_attn.prepare_v2),
+        Peer("fa3-dense", False, flash_attn.v3_unavailable, flash_attn.prepare_v3),
         Peer("flex-sparse", True, _torch_unavailable, prepare_flex),
         Peer("fa4-sparse", True, fa4.sparse_unavailable, fa4.prepare_sparse),
         Peer("fa4-packed", True, fa4.packed_unavailable, fa4.prepare_packed),

@@ -14,6 +14,8 @@ from torch import Tensor
 from prism_gen.runtime.selection import diagonal_blocks
 from prism_gen.verify.problem import Problem
 
+PEER_TOLERANCE = 2e-2  # norm of the difference / norm: two bf16 roundings are below 5e-3
+
 
 class Peer(NamedTuple):
     """One peer. sparse: it visits only the selected blocks, and its output must equal ours.
@@ -48,3 +50,13 @@ def split_diagonal(problem: Problem) -> tuple[Tensor, Tensor]:
     diagonal = diagonal_blocks(problem.grid, problem.q.device)
     mask = problem.head_mask
     return mask & diagonal, mask & ~diagonal
+
+
+def distance(theirs: Tensor, ours: Tensor) -> float:
+    """Norm of the difference over the norm of ours. theirs: as Peer.prepare's call returns it."""
+    return float((theirs.reshape(ours.shape).float() - ours.float()).norm() / ours.float().norm())
+
+
+def differs(found: float) -> str:
+    """Says that a distance is no rounding; "" if it may be one."""
+    return "" if found <= PEER_TOLERANCE else f"the output differs from ours by {found:.3g} of its norm"

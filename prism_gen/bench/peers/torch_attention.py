@@ -39,11 +39,21 @@ def prepare_sdpa(backend: str) -> Callable[[Problem], Callable[[], Tensor]]:
     return prepare
 
 
+MAX_SHAPES = 256  # that one process may compile FlexAttention for; past torch's own 8 it would run without fusion
+
+
 @cache
 def _compiled_flex() -> Any:
-    from torch.nn.attention.flex_attention import flex_attention  # noqa: PLC0415 optional peers import lazily
+    from torch._dynamo import config  # noqa: PLC0415 optional peers import lazily
+    from torch.nn.attention.flex_attention import flex_attention  # noqa: PLC0415
 
+    # Its name up to torch 2.5 was cache_size_limit.
+    setattr(config, "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit", MAX_SHAPES)
     return torch.compile(flex_attention, dynamic=False)
+
+
+def _causal(_batch: Tensor, _head: Tensor, q_index: Tensor, k_index: Tensor) -> Tensor:
+    return q_index >= k_index
 
 
 def prepare_flex(problem: Problem) -> Callable[[], Tensor]:
@@ -60,7 +70,7 @@ def prepare_flex(problem: Problem) -> Callable[[], Tensor]:
         full_counts,
         full_indices,
         BLOCK_SIZE=problem.block_sizes,
-        mask_mod=lambda _b, _h, q_index, k_index: q_index >= k_index,
+        mask_mod=_causal,
         compute_q_blocks=False,
     )
     flex = _compiled_flex()
