@@ -17,6 +17,7 @@ from torch import Tensor
 
 from prism_gen.calibrate.allocate import Array, Curves
 from prism_gen.calibrate.changes import directional_changes
+from prism_gen.calibrate.divergence import Predictions
 from prism_gen.model import ModelSpec
 from prism_gen.runtime.attention import PrismAttention
 from prism_gen.runtime.connect import model_rules
@@ -40,6 +41,10 @@ class CausalModel(Protocol):
 
     def nll(self, ids: Tensor, attention: Attention) -> Tensor:
         """Negative log-likelihood of each next token, [batch, tokens - 1]; ids: int64 [batch, tokens]."""
+        ...
+
+    def predictions(self, ids: Tensor, attention: Attention) -> Predictions:
+        """Its logits, in parts, and the tokens that follow."""
         ...
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from prism_gen.errors import UnsupportedError
 from prism_gen.families.score import TILE_COLUMNS
 from prism_gen.runtime.backend import BeforeRope, MeansFormat, Pooled
-from prism_gen.runtime.cuda import WORKSPACE, empty_lists, launch_attend
+from prism_gen.runtime.cuda import empty_lists, launch_attend
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.pooled_keys import PooledKeys
 from prism_gen.runtime.rules import CUT_KINDS, PAPER_RULES, SelectRules
@@ -54,8 +54,9 @@ class CudaSubBlockBackend:
         self._subpool(q, k, q_mean, k_mean, fine.q, fine.k, start)
         if cache is not None:
             cache.advance(grid.seqlen_k)
-        nothing = torch.empty(0, dtype=q_mean.dtype, device=q.device)
-        return Pooled(q_mean, k_mean, nothing.expand(*q_mean.shape[:3], 0), nothing.expand(*k_mean.shape[:3], 0), grid)
+        # Two tensors: an operator's outputs may not share memory, and torch asks where even nothing lies.
+        q_energy, k_energy = (torch.empty(*x.shape[:3], 0, dtype=x.dtype, device=x.device) for x in (q_mean, k_mean))
+        return Pooled(q_mean, k_mean, q_energy, k_energy, grid)
 
     def rotate_and_pool(
         self, x: BeforeRope, k_out: Tensor, grid: BlockGrid, cache: PooledKeys | None = None
@@ -95,7 +96,7 @@ class CudaSubBlockBackend:
             counts,
             wanted,
             probs,
-            WORKSPACE.scratch(device, num_floats),
+            torch.empty(num_floats, dtype=torch.float32, device=device),
         )
         return Selection(indices, counts, grid, probs, wanted)
 

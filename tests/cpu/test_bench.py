@@ -27,8 +27,8 @@ CPU = torch.device("cpu")
 
 
 def measure(bundle, **options):
-    defaults = {"lengths": (128, 200), "densities": (0.5,), "peers": None, "prism_src": None, "device": None}
-    defaults["flashprefill_lib"] = None
+    nothing = dict.fromkeys(("peers", "prism_src", "flashprefill_lib", "qkv", "device"))
+    defaults = {"lengths": (128, 200), "densities": (0.5,), **nothing}
     return command.measure(bundle, backend="reference", console=Console(width=100), **{**defaults, **options})
 
 

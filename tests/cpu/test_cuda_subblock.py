@@ -11,9 +11,8 @@ from torch import Tensor
 
 from prism_gen.errors import UnsupportedError
 from prism_gen.model import ModelSpec, SelectionSpec
-from prism_gen.runtime import cuda_subblock, reference, reference_subblock
+from prism_gen.runtime import reference, reference_subblock
 from prism_gen.runtime.backend import BeforeRope
-from prism_gen.runtime.cuda import Workspace
 from prism_gen.runtime.cuda_subblock import CudaSubBlockBackend
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.pooled_keys import PooledKeys
@@ -32,7 +31,6 @@ def no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.cuda's questions about streams, answered on a machine without CUDA."""
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: SimpleNamespace(cuda_stream=0))
-    monkeypatch.setattr(cuda_subblock, "WORKSPACE", Workspace())
 
 
 def make_backend(model: ModelSpec, fine: SubBlocks, rules: SelectRules) -> CudaSubBlockBackend:

@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from prism_gen.runtime import Bundle, PrismAttention, load_bundle  # noqa: E402
+from prism_gen.runtime import Bundle, PrismAttention  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 
-REPOSITORY = Path(__file__).parents[2]
 BLOCK_SIZES = ((64, 64), (128, 64))
 MOST_DIFFERING = 0.02  # of the rows: those whose cut lies within the rounding of means to fp16
-
-
-@pytest.fixture(scope="session")
-def fine_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A 64-dim and a 128-dim model with sub-blocks of 4 x 8: $PRISM_TEST_FINE_BUNDLE, or built into generated/."""
-    path = Path(os.environ.get("PRISM_TEST_FINE_BUNDLE", REPOSITORY / "generated" / "gpu-fine-tests"))
-    if not path.exists():
-        models = []
-        for name in ("smollm2-135m-instruct.json", "llama-3.1-8b.json"):
-            config = json.loads((REPOSITORY / "tests" / "models" / name).read_text())
-            config["prism"] = {"estimator": "subblock", "sub_block_q": 4}
-            written = tmp_path_factory.mktemp("fine") / name
-            written.write_text(json.dumps(config))
-            models += ["-m", str(written)]
-        sizes = ",".join(f"{q}x{k}" for q, k in BLOCK_SIZES)
-        command = [sys.executable, "-m", "prism_gen", "build", *models, "--block-size", sizes, "--out", str(path)]
-        subprocess.run(command, cwd=REPOSITORY, check=True)
-    return load_bundle(path)
 
 
 @pytest.fixture(params=[0, 1], ids=["d64", "d128"])
