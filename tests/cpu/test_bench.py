@@ -160,7 +160,7 @@ def test_a_workload_launches_every_candidate_on_the_same_inputs(make_model, fami
 def test_the_device_asked_for_becomes_the_current_one(make_bundle, monkeypatch):
     steps = []
     monkeypatch.setattr(command, "cuda_device", torch.device)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: steps.append(device))
+    monkeypatch.setattr(torch.cuda, "set_device", steps.append)
     monkeypatch.setattr(command, "run_bench", lambda _bundle, plan, _show: steps.append(plan.device))
     options = {"lengths": (128,), "densities": (0.5,), "peers": (), "prism_src": None, "flashprefill_lib": None}
     command.measure(make_bundle(), backend="cuda", device="cuda:1", console=Console(), **options)
