@@ -95,7 +95,7 @@ class Descent:
             last = after
             for later in range(layer + 1, len(self.layers)):
                 last, _ = self.varied.run(last, later, self._choice(later, self.layers[later]))
-            distance = self.varied.dense.distance(self.varied.model.predictions(last, self.varied.ids))
+            distance = self.varied.dense.distance(self.varied.model.read_out(last, self.varied.ids))
             divergence = sum(distance.divergence) / len(x)
             cost = self.costs[move.kind].at(float(density.mean()))
             objective = divergence + price * cost / len(self.layers)

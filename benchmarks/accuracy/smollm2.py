@@ -88,15 +88,18 @@ class SmolLM2:
 
     def nll(self, ids: Tensor, attention: Attention) -> Tensor:
         """Negative log-likelihood of each next token, fp32 [batch, tokens - 1], natural log."""
-        x = self.advance(self.embed(ids), attention, range(self.spec.num_layers))
-        parts = []
-        for logits, targets in self.predictions(x, ids):
-            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-            parts.append(loss.reshape(targets.shape))
+        parts = [
+            F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").reshape(targets.shape)
+            for logits, targets in self.predictions(ids, attention)
+        ]
         return torch.cat(parts, dim=1)
 
-    def predictions(self, x: Tensor, ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits, fp32 [batch, some tokens, words], of a residual after the last layer, and the tokens that follow."""
+    def predictions(self, ids: Tensor, attention: Attention) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits, fp32 [batch, some tokens, words], and the tokens that follow."""
+        return self.read_out(self.advance(self.embed(ids), attention, range(self.spec.num_layers)), ids)
+
+    def read_out(self, x: Tensor, ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Predictions of a residual after the last layer."""
         x = self._norm(x, "output_norm")
         targets = ids[:, 1:]
         for start in range(0, targets.shape[1], LOGIT_TOKENS):

@@ -48,7 +48,7 @@ class Varied:
         self.model, self.ids, self.backend = model, ids, backend
         self.base: list[Choice] = [Choice(None)] * model.spec.num_layers
         dense = model.advance(model.embed(ids), partial(_dense, backend), range(len(self.base)))
-        self.dense = DensePredictions(model.predictions(dense, ids))
+        self.dense = DensePredictions(model.read_out(dense, ids))
         self._residuals: list[Tensor] = []
 
     def rebase(self, base: Sequence[Choice]) -> Record:
@@ -85,7 +85,7 @@ class Varied:
         return self.model.advance(x, attention, range(layer, layer + 1)), seen[0]
 
     def _judged(self, residual: Tensor) -> Record:
-        distance = self.dense.distance(self.model.predictions(residual, self.ids))
+        distance = self.dense.distance(self.model.read_out(residual, self.ids))
         return {name: [round(x, 9) for x in values] for name, values in distance._asdict().items()}
 
 

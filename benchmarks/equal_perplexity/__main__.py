@@ -109,9 +109,7 @@ def compare(
     yield {**shape, "way": "dense", "density": 1.0, "ms": fastest, "dense": {n: f["ms"] for n, f in dense.items()}}
     for way, attention, set_, density in chosen:
         figure = times[_key(way)]
-        stages = stage_calls(attention, layer, set_)
-        del stages["layer"]
-        yield {
+        record = {
             **shape,
             "way": way.name,
             "of": way.of,
@@ -121,8 +119,12 @@ def compare(
             "threshold": float(set_.values[0, 0]),
             **figure,
             "times_dense": round(fastest / figure["ms"], 3),
-            "stages_ms": {name: stage["ms"] for name, stage in timed(stages, layer).items()},
         }
+        if way.of == way.name:  # a mixture's parts are ways whose stages are timed by themselves
+            stages = stage_calls(attention, layer, set_)
+            del stages["layer"]
+            record["stages_ms"] = {name: stage["ms"] for name, stage in timed(stages, layer).items()}
+        yield record
     for mixture in dict.fromkeys(way.of for way in ways if way.of.startswith(MIXTURE)):
         parts = [way for way in ways if way.of == mixture]
         ms = [fastest if way.selection is None else times[_key(way)]["ms"] for way in parts]

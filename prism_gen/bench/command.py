@@ -47,6 +47,8 @@ def measure(
     if backend == "reference":
         torch.set_num_threads(1)  # tensors are small, and the machine may be shared
     where = torch.device("cpu") if backend == "reference" else cuda_device(device)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)  # events and peers go to the current device
     loaded = load_bundle(bundle)
     data = RealData.read(qkv, loaded.manifest.models) if qkv else None
     plan = Plan(backend, where, lengths, densities, peers, prism_src, flashprefill_lib, data)

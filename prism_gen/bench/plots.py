@@ -148,8 +148,8 @@ def _roof(ax: Any, span: Any, top: Ceilings) -> None:
 def _ceiling(run: BenchRun) -> Any:
     """TFLOP/s of attend over that of a matrix product: a row a problem, a column a density, then dense attention."""
     figures = run.timed("attend")
-    columns = by_density([f for f in figures if f.density < 1.0])
-    columns += [dense] if (dense := [f for f in figures if f.density == 1.0]) else []
+    dense = [f for f in figures if f.density == 1.0]
+    columns = [*by_density([f for f in figures if f.density < 1.0]), *([dense] if dense else [])]
     if not columns:
         return None
     labels, seqlens = list(dict.fromkeys(f.label for f in figures)), sorted({f.seqlen for f in figures})
@@ -161,12 +161,19 @@ def _ceiling(run: BenchRun) -> Any:
             if not here:
                 ax.set_axis_off()
                 continue
-            density = "dense" if column is columns[-1] and dense else density_words(here)
-            ax.set_title(f"{problem_words(label)}\n{density}")
-            _bars(ax, here, seqlens, run.ceilings.tflops)
+            is_dense = column is dense
+            ax.set_title(f"{problem_words(label)}\n{'dense' if is_dense else density_words(here)}")
+            _bars(ax, _with_dense_peers(here, column) if is_dense else here, seqlens, run.ceilings.tflops)
     handles = [Patch(color=colour_of(who), label=name_of(who)) for who in everyone(figures)]
     heading(figure, "Share of the matrix product's speed that attention reaches", handles)
     return figure
+
+
+def _with_dense_peers(own: Sequence[Figure], column: Sequence[Figure]) -> list[Figure]:
+    """Dense figures of one problem, and those of peers, timed beside another one: no block size changes them."""
+    heads = {figure.heads for figure in own}
+    others = [figure for figure in column if figure.who != OURS and figure.heads in heads]
+    return list({(figure.who, figure.seqlen): figure for figure in [*others, *own]}.values())
 
 
 def _bars(ax: Any, figures: Sequence[Figure], seqlens: Sequence[int], tflops: float) -> None:

@@ -19,6 +19,9 @@ REST_S = 0.1  # seconds, several hundred times a launch; 0.15 gave the same figu
 # model launches queue up too, and a peer that takes .3 ms of Python would seem twice as slow at 8K tokens.
 HEAD_START, MOST_HEAD_START_S = 1.5, 5e-3
 CYCLES_PER_S = 2e9  # of the SM clock, or a little less: then the head start is longer
+# The first .03 s of launches of .13 ms in a process were up to a third slower on an H200 than those after (its clocks
+# rise, we think), and a comparison of two processes took that for a regression.
+RAMP_S = 0.2
 LONG_MS = 100.0  # from which on a call gets half the runs: it hardly varies, and 14 of half a second take long
 CEILING_MATMUL = 8192  # rows and columns of the matrix product that stands for the tensor-core ceiling
 CEILING_COPY_BYTES = 4 << 30  # far beyond the 60 MB L2, so that the copy is HBM bandwidth
@@ -105,10 +108,14 @@ def measure_each(
 ) -> dict[_Key, tuple[float, ...]]:
     """Milliseconds of every run of several calls in turn, so that a clock that wanders slows all of them alike.
 
-    On a GPU the time from the first kernel's start to the last one's end, launches queued (HEAD_START). runs: of each
-    call, half as many but at least MIN_RUNS where it takes LONG_MS or more.
+    On a GPU the time from the first kernel's start to the last one's end, launches queued (HEAD_START), after RAMP_S of
+    the same. runs: of each call, half as many but at least MIN_RUNS where it takes LONG_MS or more.
     """
     timed = {name: _Timed(call, device, warm) for name, call in calls.items()}
+    began = time.perf_counter()
+    while device.type == "cuda" and time.perf_counter() - began < RAMP_S:
+        for call in timed.values():
+            call.run()
     taken: dict[_Key, list[float]] = {name: [] for name in calls}
     for i in range(runs):
         for name, call in timed.items():

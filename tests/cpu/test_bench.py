@@ -157,6 +157,16 @@ def test_a_workload_launches_every_candidate_on_the_same_inputs(make_model, fami
     assert first[0].shape[0] == 2
 
 
+def test_the_device_asked_for_becomes_the_current_one(make_bundle, monkeypatch):
+    steps = []
+    monkeypatch.setattr(command, "cuda_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "set_device", steps.append)
+    monkeypatch.setattr(command, "run_bench", lambda _bundle, plan, _show: steps.append(plan.device))
+    options = {"lengths": (128,), "densities": (0.5,), "peers": (), "prism_src": None, "flashprefill_lib": None}
+    command.measure(make_bundle(), backend="cuda", device="cuda:1", console=Console(), **options)
+    assert steps == [torch.device("cuda", 1)] * 2
+
+
 def test_a_family_without_a_workload_is_said():
     kernel = Kernel(KernelSpec(family="decode", arch="sm90", problem=None, schedule=None), lambda *given: None)
     with pytest.raises(UnsupportedError, match="no workload for kernels of the family 'decode'"):

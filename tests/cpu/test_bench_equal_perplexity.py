@@ -70,11 +70,11 @@ def test_the_whole_plan_runs_and_is_drawn(small, densities, tmp_path, monkeypatc
     records = [record for tokens in (256, 384) for record in command.compare(None, small, ways, tokens, CPU)]
     names = ["dense", "paper, 16x16", "sub-blocks 4x8 max, 16x16", "sub-blocks 4x8 max, 16x16", "mixture x"]
     assert [record["way"] for record in records] == names * 2
-    dense, _, _, part, mixture = records[:5]
+    dense, paper, _, part, mixture = records[:5]
     assert set(dense["dense"]) == {"math", "attend"}
     assert mixture["ms"] == pytest.approx((3 * part["ms"] + dense["ms"]) / 4, abs=1e-4)
     assert mixture["density"] == pytest.approx(0.4)
-    assert set(part["stages_ms"]) == {"pool", "select", "attend"}
+    assert set(paper["stages_ms"]) == {"pool", "select", "attend"}
     out = tmp_path / "found.jsonl"
     out.write_text(
         "".join(json.dumps(record) + "\n" for record in [{"section": "environment", "percent": 2}, *records])

@@ -84,6 +84,13 @@ def test_the_share_of_the_ceiling_has_a_bar_a_figure(kept, tmp_path):
     assert heights[0][0] == pytest.approx(1e10 / 1e-3 / 1e12 / 700.0, abs=1e-5)
 
 
+def test_dense_peers_stand_beside_every_block_size(kept, tmp_path):
+    other = [figure(label="bf16-d128-b128x64"), figure(label="bf16-d128-b128x64", density=1.0, ms=4.5)]
+    plots.draw(run_of(*FIGURES, *other), tmp_path)
+    by_title = {ax.get_title(loc="left"): ax for ax in kept["ceiling"].axes}
+    assert len(by_title["blocks 128x64, head_dim 128\ndense"].patches) == 1 + 3
+
+
 def test_the_roofline_holds_selection_and_attend(kept, tmp_path):
     plots.draw(run_of(*FIGURES), tmp_path)
     (ax,) = kept["roofline"].axes

@@ -75,6 +75,7 @@ def test_on_a_gpu_the_launch_is_hidden_behind_a_head_start(monkeypatch: pytest.M
         def elapsed_time(self, _other: object) -> float:
             return 1.5
 
+    monkeypatch.setattr(timing, "RAMP_S", 0.01)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: steps.append(f"sleep {cycles >= 2e9 * 0.002}"))
@@ -85,6 +86,7 @@ def test_on_a_gpu_the_launch_is_hidden_behind_a_head_start(monkeypatch: pytest.M
 
     taken = timing.measure_each({"a": call}, torch.device("cuda"), runs=7)
     assert taken == {"a": (1.5,) * 7}
+    assert steps.count("sleep True") >= 7 + 1 + 3  # timed, the one that says whether it is long, 10 ms of 2 to ramp up
     assert steps[-4:] == ["sleep True", "event", "call", "event"]
 
 
