@@ -18,7 +18,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from prism_gen.errors import ConfigError, TensorError
 from prism_gen.integrations.describe import attention_modules
 from prism_gen.integrations.layer import dense_attention
-from prism_gen.integrations.lazy_mask import LazyMask, prism_mask
+from prism_gen.integrations.lazy_mask import LazyMask, check_transformers, prism_mask
 from prism_gen.runtime.qkv_file import QKV, write_qkv
 from prism_gen.runtime.resolve import ranges
 
@@ -63,6 +63,7 @@ def capture(
     at the end: layer14.safetensors. Of several passes the one with the most queries is kept; decode steps never are.
     Raises: ConfigError for a layer that the model lacks, or where nothing ran; TensorError for padded batches.
     """
+    check_transformers()
     modules = attention_modules(model)
     chosen = sorted(set(layers))
     missing = [index for index in chosen if index not in modules or index < 0]

@@ -6,12 +6,28 @@ dense layer needs it. Must not attend.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from torch import Tensor
 from transformers.masking_utils import causal_mask_function, eager_mask, sdpa_mask
+
+from prism_gen.errors import UnsupportedError
+
+OLDEST = "5.4"  # of transformers: mask functions before it were told positions in place of lengths
+
+
+def check_transformers() -> None:
+    """Raises: UnsupportedError where the installed transformers does not call mask functions as prism_mask expects."""
+    if "q_length" not in inspect.signature(sdpa_mask).parameters:
+        raise UnsupportedError(
+            f"transformers {transformers.__version__} is installed",
+            exists=f"{OLDEST} and newer",
+            fix="pip install -U transformers",
+        )
 
 
 class Segment(NamedTuple):

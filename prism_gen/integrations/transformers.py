@@ -1,7 +1,7 @@
 """prism_gen.enable: a transformers model whose prefill runs sparse, through transformers' own interfaces.
 
 Owns the registration of attention implementation "prism" and the resolution of every layer. Must not choose per call
-(layer.py does). transformers 5; no function of it is replaced.
+(layer.py does). transformers 5.4 and newer; no function of it is replaced.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from prism_gen.integrations.describe import (
     where,
 )
 from prism_gen.integrations.layer import SPARSE, PrismLayer, prism_attention
-from prism_gen.integrations.lazy_mask import prism_mask
+from prism_gen.integrations.lazy_mask import check_transformers, prism_mask
 from prism_gen.integrations.shard import shard_of
 from prism_gen.model import ModelSpec, SelectionSpec
 from prism_gen.runtime import ops
@@ -106,8 +106,9 @@ def enable(
     A layer that Prism does not serve (a sliding window, a head dim without kernels, another softmax) stays dense, and
     the result says why; calling again starts anew.
     Raises: BundleError, ResolveError, DeviceError where kernels that exist cannot be had; UnsupportedError for a model
-    without attention modules or of a dtype without kernels.
+    without attention modules or of a dtype without kernels, and for a transformers older than 5.4.
     """
+    check_transformers()
     opened = open_bundle(bundle)
     modules = attention_modules(model)
     if not any(index >= 0 for index in modules):

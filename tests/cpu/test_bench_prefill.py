@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import torch
 
-pytest.importorskip("transformers", minversion="5.0")
+pytest.importorskip("transformers", minversion="5.4")
 from torch.nn.attention import SDPBackend
 
 import prism_gen

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-pytest.importorskip("transformers", minversion="5.0")
+pytest.importorskip("transformers", minversion="5.4")
 from examples.long_prompt import Prompt, Trial, answer, answer_spans
 from tests.cpu.tiny_transformers import enable, tiny, token_ids
 

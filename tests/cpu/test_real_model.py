@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("transformers", minversion="5.0")
+pytest.importorskip("transformers", minversion="5.4")
 import prism_gen
 from examples.long_prompt import answer, answer_spans, read, read_prompt
 from prism_gen.integrations.pretrained import load_pretrained

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("transformers", minversion="5.0")
+pytest.importorskip("transformers", minversion="5.4")
 from prism_gen.errors import UnsupportedError
 from prism_gen.integrations.shard import Shard
 from prism_gen.runtime.thresholds import Thresholds

@@ -9,11 +9,12 @@ import msgspec
 import pytest
 import torch
 
-pytest.importorskip("transformers", minversion="5.0")
+pytest.importorskip("transformers", minversion="5.4")
 from transformers import DynamicCache, StaticCache
 
 import prism_gen
 from prism_gen.errors import TensorError, UnsupportedError
+from prism_gen.integrations import lazy_mask
 from prism_gen.integrations.lazy_mask import Segment, _segments, real_ranges
 from prism_gen.runtime import load_bundle
 from tests.cpu.tiny_transformers import enable, tiny, token_ids
@@ -243,6 +244,12 @@ def test_statement_names_layers_and_reasons():
         "  layer 0: dense, a sliding-window layer",
         "  layer 1: sparse prefill, plain torch",
     ]
+
+
+def test_a_transformers_that_calls_masks_in_another_way_is_refused(monkeypatch):
+    monkeypatch.setattr(lazy_mask, "sdpa_mask", lambda batch_size, cache_position, kv_length: None)
+    with pytest.raises(UnsupportedError, match=r"transformers [\d.]+\S* is installed\n  available: 5.4 and newer"):
+        enable(tiny())
 
 
 def test_a_model_of_another_kind_is_refused():

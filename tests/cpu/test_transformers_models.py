@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-pytest.importorskip("transformers", minversion="5.0")
+pytest.importorskip("transformers", minversion="5.4")
 from tests.cpu.tiny_transformers import CONFIGS, DENSE, enable, tiny, token_ids
 
 TOKENS = 77  # several blocks, the last short

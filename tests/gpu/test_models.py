@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers", minversion="5.0")
+pytest.importorskip("transformers", minversion="5.4")
 
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers", minversion="5.0")
+pytest.importorskip("transformers", minversion="5.4")
 
 from prism_gen.runtime import Bundle  # noqa: E402
 from tests.gpu.tensor_parallel_model import enable, make_model, token_ids  # noqa: E402
