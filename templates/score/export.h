@@ -252,7 +252,8 @@ void run(TensorView q_sub, TensorView k_sub, TensorView thresholds, double softm
   choose.end_block = select.num_q_blocks;
   start_choose<0, 64>(choose, num_sms, device);
   start_choose<64, 32>(choose, num_sms, device);
-  start_choose<32, 0>(choose, num_sms, device);
+  start_choose<32, 16>(choose, num_sms, device);
+  start_choose<16, 0>(choose, num_sms, device);
 }
 
 }  // namespace prism::score

@@ -27,7 +27,7 @@ struct ChooseKernel {
   static constexpr bool kInMemory = kWords == 0;
   static constexpr int kThreads = 256;
   static constexpr int kWarps = kThreads / kWarpSize;
-  static constexpr int kCtasPerSm = kWords == 32 ? 3 : 2;  // as many as registers allow
+  static constexpr int kCtasPerSm = kWords == 16 ? 4 : kWords == 32 ? 3 : 2;  // as many as registers allow
   static constexpr int kGroupsInFlight = 8;  // 128 columns each: 16-byte loads of a lane
   static constexpr int kRowFloats = kWords * kWarpSize;
   using Row = std::conditional_t<kInMemory, MemoryRow, RegisterRow<kInMemory ? kStepWords : kWords>>;

@@ -49,13 +49,15 @@ class Consumer {
       cute::warpgroup_wait<0>();
       release(smem_.k_empty[k_ring_.slot]);
       k_ring_.advance();
+      if (n + 1 == tile.num_k_tiles) {  // the next rows are on their way while this tile's exponentials are taken
+        release(smem_.q_empty[warp_group_]);
+        q_ring_.advance();
+      }
       if ((n + 1) * kTileColumns > first_sees) mask(tSrS, n);
       if (n == 0) sums.open(tSrS);
       sums.add(tSrS, [&](float const (&factors)[2]) { rescale(factors, n); });
       store(sums, n);
     }
-    release(smem_.q_empty[warp_group_]);
-    q_ring_.advance();
   }
 
   template <class S>
