@@ -59,8 +59,8 @@ class Combiner {
   template <bool kMean>
   __device__ __forceinline__ void combine(Tile const& tile, int warp, int part, int block) const {
     constexpr int kBlockRows = Traits::Config::kRowsPerBlock, kBlockColumns = Traits::Config::kColumnsPerBlock;
-    int const row = tile.row_of<Traits>(params_, warp / 4) + warp % 4 * kWarpRows + part * kPartRows;
-    int const last_row = min((row / kBlockRows + 1) * kBlockRows, params_.num_sub_rows) - 1, valid = params_.num_sub_rows - row;
+    int const row = tile.row_of<Traits>(params_, warp / 4) + warp % 4 * kWarpRows + part * kPartRows, q_block = row / kBlockRows;
+    int const last_row = min((q_block + 1) * kBlockRows, params_.num_sub_rows) - 1, valid = params_.num_sub_rows - row;
     if (valid <= 0 || block * kBlockColumns >= params_.num_visible(last_row)) return;
     uint16_t const* const from = Traits::warp_sums(params_, ring_.slot, warp) + part * kPartRows * kTileBlocks +
                                  block / kTileBlocks * (kWarpRows * kTileBlocks) + block % kTileBlocks;
@@ -72,7 +72,7 @@ class Combiner {
     CUTE_UNROLL
     for (int i = 0; i < kPartRows; ++i) take<kMean>(best, sums[i], i < valid ? factors[i] : 0.0f);
     int const head = tile.head_of<Traits>(params_, warp / 4);
-    float* const to = params_.mass + (int64_t(head) * params_.num_parts + row / kPartRows) * params_.mass_stride + block;
+    float* const to = params_.masses.mass + params_.masses.row(head, q_block, row % kBlockRows / kPartRows) + block;
     CUTE_UNROLL
     for (int i = 0; i < kVector; i += 4) *reinterpret_cast<float4*>(to + i) = make_float4(best[i], best[i + 1], best[i + 2], best[i + 3]);
   }
