@@ -34,7 +34,7 @@ RESERVED = {
     "matplotlib": {"runtime", "bench"},
     "jinja2": {"render"},
     "ray": {"tune"},
-    "subprocess": {"toolchain", "compile"},
+    "subprocess": {"toolchain", "compile", "provenance"},
 }
 
 
