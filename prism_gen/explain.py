@@ -210,8 +210,8 @@ def _print_kernels(kernels: Sequence[KernelSpec], bundle: Manifest | None, conso
 def _state(spec: KernelSpec, bundle: Manifest) -> str:
     """Whether a bundle holds a kernel for the same problem: with the default schedule, or one that was measured."""
     wanted = (spec.family, spec.arch, spec.problem)
-    keys = [entry.key for entry in bundle.kernels if (entry.spec.family, entry.arch, entry.spec.problem) == wanted]
-    return MISSING if not keys else "yes" if spec.key in keys else "yes, tuned"
+    same = [entry.key for entry in bundle.kernels if (entry.spec.family, entry.arch, entry.spec.problem) == wanted]
+    return MISSING if not same else "yes" if spec.key in same else "yes, tuned"
 
 
 def _member(split: Bands, dims: Sequence[int]) -> str:
