@@ -98,21 +98,23 @@ def test_generate_after_chunks(model: Any, bundle: Bundle, kind: str) -> None:
 
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 def test_generate_compiles_chunks_of_a_static_cache(model: Any, bundle: Bundle, padded: bool) -> None:
-    """transformers does so on its own, with CUDA graphs; a prompt at once it leaves alone."""
+    """transformers does so on its own, with CUDA graphs; a prompt at once it leaves alone.
+
+    Everything is selected, so that only rounding differs: the compiler's between the layers is not eager bf16's.
+    """
     ids = token_ids(2, 900)
     padding = torch.ones_like(ids)
     padding[0, :90] = 0 if padded else 1
-    enabled = enable(model, bundle, 0.8)
+    enabled = enable(model, bundle)
     options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
     options |= {"cache_implementation": "static", "prefill_chunk_size": 512, "attention_mask": padding}
     options |= {"return_dict_in_generate": True, "output_logits": True}
     exact = model.generate(ids, disable_compile=True, **options).logits[0]
-    before = enabled.sparse_runs()
-    assert min(before) > 0
+    before = min(enabled.sparse_runs())
     torch.compiler.reset()
     for _ in range(3):  # warmed up, recorded, replayed
         assert_near(model.generate(ids, **options).logits[0], exact)
-    assert enabled.sparse_runs() > before
+    assert min(enabled.sparse_runs()) > before > 0
 
 
 @torch.no_grad()
