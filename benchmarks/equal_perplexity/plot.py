@@ -90,8 +90,8 @@ def draw(records: Sequence[Record], percent: float) -> Figure:
     panels = figure.subplots(1, len(known), squeeze=False)[0]
     for axis, shape in zip(panels, known, strict=True):
         _panel(axis, _of(records, shape))
-        axis.set_title(title(shape), loc="left", fontweight="bold", fontsize=9)
-    panels[0].set_ylabel(f"times as fast as dense, +{percent:.2g} % perplexity (above: ms)", color=INK)
+        axis.set_title(f"{title(shape)} (figures: ms)", loc="left", fontweight="bold", fontsize=9)
+    panels[0].set_ylabel(f"times as fast as dense, +{percent:.2g} % perplexity", color=INK)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(KINDS), frameon=False)
     return figure
