@@ -16,21 +16,23 @@ SHAPE = (40, 61, 16, 8)
 HEADS = (2, 4, 2)
 
 
-@pytest.fixture(params=["paper", "subblock"])
-def attention(model, request):
-    """A small reference attention."""
-    fields = {"high_freq_dim": 16, "low_freq_dim": 16} if request.param == "paper" else {"sub_block_q": 4}
-    selection = SelectionSpec(
-        estimator=request.param,
-        block_sizes=((16, 8),),
-        high_freq_threshold=0.6,
-        low_freq_threshold=0.6,
-        threshold=0.6,
-        **fields,
-    )
+ESTIMATORS = ("paper", "subblock")
+
+
+def small_attention(model, estimator):
+    """Blocks of 16 x 8, thresholds that leave out some, in plain torch."""
+    fields = {"high_freq_dim": 16, "low_freq_dim": 16} if estimator == "paper" else {"sub_block_q": 4}
+    thresholds = dict.fromkeys(("high_freq_threshold", "low_freq_threshold", "threshold"), 0.6)
+    selection = SelectionSpec(estimator=estimator, block_sizes=((16, 8),), **thresholds, **fields)
     rope = msgspec.structs.replace(model.rope, rotary_dim=32)
     small = msgspec.structs.replace(model, num_q_heads=4, num_kv_heads=2, head_dim=32, rope=rope, selection=selection)
     return PrismAttention(None, small, backend="reference")
+
+
+@pytest.fixture(params=ESTIMATORS)
+def attention(model, request):
+    """One of either estimator."""
+    return small_attention(model, request.param)
 
 
 @pytest.fixture
@@ -138,6 +140,17 @@ def test_what_shapes_depend_on_stands_in_the_graph(model, fields, words):
     selection = SelectionSpec(**{"block_sizes": ((64, 64),), **fields})
     made = PrismAttention(None, msgspec.structs.replace(model, selection=selection), backend="reference")
     assert ops.register(made, "same") == f"same:{words}-reference"
+
+
+@pytest.mark.slow
+def test_inductors_cache_keeps_them_apart(model, qkv, monkeypatch, tmp_path):
+    """A graph of whole blocks once came back for sub-blocks of the same name, and its sizes were wrong."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    for estimator in ESTIMATORS:
+        torch.compiler.reset()
+        kernels = ops.register(made := small_attention(model, estimator), "one name")
+        compiled = torch.compile(lambda q, k, v, kernels=kernels: ops.attention(q, k, v, kernels=kernels) * 2)
+        assert torch.equal(compiled(*qkv), made(*qkv) * 2)
 
 
 @pytest.mark.parametrize("stage", ["pool", "select", "attend"])
