@@ -14,15 +14,19 @@ from __future__ import annotations
 import argparse
 import json
 import time
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 import prism_gen
 from prism_gen.integrations.pretrained import load_pretrained
+from prism_gen.integrations.transformers import Enabled
+from prism_gen.runtime.environment import environment
 
 LOGIT_TOKENS = 1024  # whose logits are held at once
 SHOWN_TOKENS = 12  # of a prompt's end
@@ -73,21 +77,88 @@ def read(model: Any, prompt: Prompt) -> Reading:
     return Reading(float(nll.mean().exp()), needle, seconds)
 
 
-def ask(prompt: Prompt) -> tuple[Tensor, Tensor | None]:
-    """What to go on writing after, [1, tokens], and what is asked for: of a needle task its last answer."""
-    if prompt.answers is None or not prompt.answers.any():
-        return prompt.ids, None
-    end = int(prompt.answers.nonzero().max()) + 1
-    start = end
-    while prompt.answers[start - 1]:
-        start -= 1
-    return prompt.ids[:, :start], prompt.ids[0, start:end]
+def answer_spans(prompt: Prompt) -> list[slice]:
+    """Where the answers of a needle task stand, in order."""
+    if prompt.answers is None:
+        return []
+    edges = torch.diff(prompt.answers.int(), prepend=torch.zeros(1), append=torch.zeros(1)).nonzero()[:, 0].tolist()
+    return [slice(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def show(name: str, reading: Reading) -> None:
-    """One line."""
-    needle = "" if reading.needle is None else f", needle NLL {reading.needle[0]:.3f}, {reading.needle[1]:.0%} right"
-    print(f"{name:7} perplexity {reading.perplexity:.4f}{needle}, {reading.seconds:.1f} s", flush=True)
+def write(model: Any, ids: Tensor, num_tokens: int, cache: DynamicCache | None = None) -> Tensor:
+    """The next tokens, greedily, by generate(). cache: what is known of `ids` already; filled further."""
+    options = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens, "do_sample": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # past_key_values was renamed on the way to transformers 5.24
+        return model.generate(ids, past_key_values=cache, **options)[0, ids.shape[1] :].cpu()
+
+
+def answer(model: Any, prompt: Prompt) -> Tensor:
+    """What a model answers where a needle task's answers stand, int64 [answers, tokens of each].
+
+    Each question with the right answers to those before it. The last one comes first: its prompt holds all the others',
+    so that one prefill serves them, the KV cache cut back to the end of each question.
+    """
+    cache, ids = DynamicCache(config=model.config), prompt.ids.to(model.device)
+    written = []
+    for span in reversed(answer_spans(prompt)):
+        cache.crop(min(span.start - 1 - cache.get_seq_length(), 0))  # minus the tokens to remove; none of the first
+        written.append(write(model, ids[:, : span.start], span.stop - span.start, cache))
+    return torch.stack(written[::-1])
+
+
+class Trial:
+    """One prompt: what the model makes of it, one attention after the other, for people and for a file."""
+
+    def __init__(self, model: Any, tokenizer: Any, prompt: Prompt, facts: dict[str, Any], out: Path | None) -> None:
+        """facts: of every line of `out`."""
+        self.model, self.tokenizer, self.prompt, self.facts, self.out = model, tokenizer, prompt, facts, out
+        spans = answer_spans(prompt)
+        self.right = torch.stack([prompt.ids[0, span] for span in spans]) if spans else None
+        self.by_dense: Tensor | None = None
+
+    def run(self, name: str, new_tokens: int, enabled: Enabled | None) -> None:
+        """Reads the prompt, answers it, and goes on writing where it asks nothing. enabled: None while dense."""
+        reading = read(self.model, self.prompt)
+        record = {"attention": name, "perplexity": reading.perplexity, "seconds": round(reading.seconds, 3)}
+        words = f"{name}: perplexity {reading.perplexity:.4f}, {reading.seconds:.1f} s"
+        if enabled is not None:
+            densities = [density for density in enabled.densities() if density is not None]
+            record["density"] = sum(densities) / len(densities)
+            words += f", {record['density']:.4f} of the visible blocks selected, mean over layers"
+        print(words, flush=True)
+        if self.right is None:
+            record["written"] = self.go_on(new_tokens)
+        elif reading.needle is not None:
+            record |= {"needle_nll": reading.needle[0], "needle_right": reading.needle[1]}
+            record |= self.judge(answer(self.model, self.prompt))
+            print(f"  needle NLL {reading.needle[0]:.3f}, {reading.needle[1]:.0%} of the digits foreseen", flush=True)
+        if enabled is not None:
+            record["sparse_runs"] = enabled.sparse_runs()
+            print(f"  calls of layer 0: {dict(enabled.calls()[0])}", flush=True)
+        if self.out is not None:
+            with self.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**self.facts, **record}) + "\n")
+
+    def judge(self, written: Tensor) -> dict[str, Any]:
+        """Answers beside the right ones and beside those of the first attention that was tried, which is dense."""
+        if self.by_dense is None:
+            self.by_dense = written
+        record: dict[str, Any] = {"answers": self.tokenizer.batch_decode(written)}
+        for who, expected in (("right", self.right), ("as_dense", self.by_dense)):
+            same = written == expected
+            whole, digits = int(same.all(1).sum()), float(same.double().mean())
+            record[who] = {"answers": whole, "of": len(same), "digits": digits}
+            words = "right" if who == "right" else "those of dense attention"
+            print(f"  {whole} of {len(same)} answers are {words}, {digits:.0%} of their digits", flush=True)
+        return record
+
+    def go_on(self, new_tokens: int) -> str:
+        """What it writes after the prompt."""
+        ids = self.prompt.ids.to(self.model.device)
+        written = str(self.tokenizer.decode(write(self.model, ids, new_tokens)))
+        print(f"  after {self.tokenizer.decode(ids[0, -SHOWN_TOKENS:])!r} it writes {written!r}", flush=True)
+        return written
 
 
 def main() -> None:
@@ -98,32 +169,30 @@ def main() -> None:
     add("--text", type=Path, required=True, help="the prompt: text, or .npz with ids")
     add("--tokens", type=int, help="of the prompt; default all")
     add("--bundle", type=Path, help="kernels; without it plain torch computes the same, slowly")
-    add("--prism", help="""JSON of a config's prism object, e.g. '{"block_size": "64x64", "estimator": "subblock"}'""")
-    add("--new-tokens", type=int, default=24)
+    add("--device", help="default cuda with a bundle, else cpu")
+    add(
+        "--prism",
+        action="append",
+        help="""JSON of a config's prism object, e.g. '{"block_size": "64x64", "estimator": "subblock"}'; repeatable""",
+    )
+    add("--new-tokens", type=int, default=24, help="to write after a prompt that asks nothing")
     add("--dtype", default="bfloat16" if torch.cuda.is_available() else "float32")
+    add("--json", type=Path, help="append what was measured, a line an attention")
     options = parser.parse_args()
-    device = "cuda" if options.bundle else "cpu"
+    device = options.device or ("cuda" if options.bundle else "cpu")
     model, tokenizer = load_pretrained(options.weights, dtype=getattr(torch, options.dtype), device=device)
     prompt = read_prompt(options.text, tokenizer, options.tokens)
-
-    show("dense", read(model, prompt))
-    if options.prism:
-        model.config.prism = json.loads(options.prism)  # as if the published config.json had said so
     backend = "cuda" if options.bundle else "reference"
-    enabled = prism_gen.enable(model, bundle=options.bundle, backend=backend, keep_stats=True)
-    model.set_attn_implementation("prism")
-    print(enabled)
-    show("prism", read(model, prompt))
-    densities = [density for density in enabled.densities() if density is not None]
-    print(f"selected {sum(densities) / len(densities):.4f} of the visible blocks, mean over layers")
+    facts = {"text": options.text.name, "tokens": prompt.ids.shape[1], "dtype": options.dtype, "backend": backend}
+    trial = Trial(model, tokenizer, prompt, {**facts, "machine": environment(torch.device(device))}, options.json)
 
-    question, answer = ask(prompt)
-    ids = question.to(device)
-    written = model.generate(ids, max_new_tokens=options.new_tokens, do_sample=False)[0, ids.shape[1] :]
-    print(f"after {tokenizer.decode(ids[0, -SHOWN_TOKENS:])!r} it writes {tokenizer.decode(written)!r}")
-    if answer is not None:
-        print(f"asked for: {tokenizer.decode(answer)!r}")
-    print(f"calls of layer 0: {dict(enabled.calls()[0])}")
+    trial.run("dense", options.new_tokens, None)
+    for prism in options.prism or ["{}"]:
+        model.config.prism = json.loads(prism)  # as if the published config.json had said so
+        enabled = prism_gen.enable(model, bundle=options.bundle, backend=backend, keep_stats=True)
+        model.set_attn_implementation("prism")
+        print(enabled)
+        trial.run(f"prism {prism}", options.new_tokens, enabled)
 
 
 if __name__ == "__main__":

@@ -98,8 +98,7 @@ def _print_model(model: ModelSpec, console: Console) -> None:
         f"RoPE: {rope.variant}, theta {rope.theta:g}{scaling}; {rope.rotary_dim} of {model.head_dim} dims rotate, "
         f"pair p is dims {layout}"
     )
-    longest = longest_seq_len(rope)
-    if longest is not None:
+    if (longest := longest_seq_len(rope)) is not None:
         console.print(f"Its frequencies depend on the length; those below are for {longest} tokens.")
 
 
@@ -109,9 +108,8 @@ def _print_layers(model: ModelSpec, layer: int | None, console: Console) -> None
         "sliding": "sliding window: few keys to choose from, so Prism leaves it to the model's own attention",
     }
     if layer is not None:
-        kind = model.layer_kinds[layer]
-        needs = "" if kind == "full" else " and needs no kernel"
-        console.print(f"Layer {layer} of {model.num_layers}: {meaning[kind]}{needs}.")
+        more = "" if (kind := model.layer_kinds[layer]) == "full" else " and needs no kernel"
+        console.print(f"Layer {layer} of {model.num_layers}: {meaning[kind]}{more}.")
         return
     for name, text in meaning.items():
         layers = [i for i, kind in enumerate(model.layer_kinds) if kind == name]

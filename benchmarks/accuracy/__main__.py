@@ -1,6 +1,7 @@
 """python -m benchmarks.accuracy: perplexity against dense attention for selections of a real model.
 
-Owns the command line and the files. Settings are NAME=JSON, the JSON being the `prism` object of a config.json.
+Owns the command line and the files. Settings are NAME=JSON, the JSON being the `prism` object of a config.json, or
+{"layers": [...]} with one such object a layer, null for a layer that attends to everything.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from typing import Any
 import torch
 
 from benchmarks.accuracy.documents import load_documents
-from benchmarks.accuracy.evaluate import Setting, evaluate
+from benchmarks.accuracy.evaluate import evaluate
+from benchmarks.accuracy.settings import Setting, parse_setting
 from benchmarks.accuracy.smollm2 import SmolLM2
 from benchmarks.accuracy.sparse import BACKENDS
 from prism_gen.errors import ConfigError, PrismError
-from prism_gen.model_config import selection_spec
 from prism_gen.runtime.environment import environment
 from prism_gen.verify.report import emit
 
@@ -91,7 +92,6 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _settings(options: argparse.Namespace) -> list[Setting]:
-    """Raises: ConfigError for JSON that is no prism object, or no setting at all."""
     given: dict[str, Any] = {}
     try:
         if options.settings:
@@ -101,7 +101,7 @@ def _settings(options: argparse.Namespace) -> list[Setting]:
             given[name] = json.loads(prism)
     except (OSError, ValueError) as error:
         raise ConfigError(f"a setting cannot be read: {error}", fix="write NAME=JSON, or name a JSON file") from None
-    return [Setting(name, selection_spec(prism, at=f"{name}: ")) for name, prism in given.items()]
+    return [parse_setting(name, value) for name, value in given.items()]
 
 
 if __name__ == "__main__":

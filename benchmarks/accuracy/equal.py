@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.accuracy.plot import Record, family, read_records
+from benchmarks.accuracy.records import Record, family, read_records
 
 
 class Point(NamedTuple):

@@ -8,26 +8,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor
 
 from benchmarks.accuracy.documents import Document
+from benchmarks.accuracy.settings import Setting
 from benchmarks.accuracy.smollm2 import SmolLM2
-from benchmarks.accuracy.sparse import Backend, SparseAttention
-from prism_gen.model import SelectionSpec
+from benchmarks.accuracy.sparse import Backend, SparseAttention, open_layers
+from prism_gen.runtime import load_bundle
 from prism_gen.runtime.masked import dense_attention
 
 Emit = Callable[[dict[str, Any]], None]
-
-
-class Setting(NamedTuple):
-    """A name for people, and the selection of every layer."""
-
-    name: str
-    selection: SelectionSpec
 
 
 def evaluate(
@@ -44,6 +37,7 @@ def evaluate(
 
     at_once: documents in one batch; they have one length.
     """
+    kernels = None if bundle is None else load_bundle(bundle)
     for first in range(0, len(documents), at_once):
         batch = documents[first : first + at_once]
         ids = torch.stack([document.ids for document in batch]).to(model.device)
@@ -51,8 +45,8 @@ def evaluate(
         for document, nll in zip(batch, dense, strict=True):
             emit({"what": "dense", "document": document.name, **_likelihood(document, nll), "seconds": seconds})
         for setting in settings:
-            spec = msgspec.structs.replace(model.spec, selection=setting.selection)
-            attention = SparseAttention(spec, backend, bundle=bundle)
+            selections = setting.of_layers(model.spec.num_layers)
+            attention = SparseAttention(open_layers(model.spec, selections, backend, kernels), backend)
             sparse, seconds = _timed_nll(model, ids, attention)
             density = torch.stack([record.density for record in attention.records])  # [layers, batch, heads]
             mass = torch.stack([record.mass for record in attention.records])
@@ -70,7 +64,7 @@ def evaluate(
                         "seconds": seconds,
                         "density_of_layers": _rounded(density[:, index].mean(-1)),
                         "mass_of_layers": _rounded(mass[:, index].mean(-1)),
-                        "selection": msgspec.to_builtins(setting.selection),
+                        **setting.record(),
                     }
                 )
 

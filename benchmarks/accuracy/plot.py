@@ -6,16 +6,16 @@ Owns their layout. Draws what the records say: must not run a model.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from benchmarks.accuracy.records import Record, family, read_records
 
 INK, QUIET, RULE = "#1B1E25", "#6B7280", "#C9CDD3"
 # Okabe and Ito's palette tells apart under every common colour blindness; marks differ too.
@@ -30,7 +30,6 @@ STYLES = (
     ("#8C8C8C", "*"),
 )
 DPI = 120
-Record = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,26 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             chosen = [record for record in records if not options.setting or record["setting"] in options.setting]
             draw_layers(chosen).savefig(options.layers, dpi=DPI, facecolor="white")
     return 0
-
-
-def read_records(path: Path) -> list[Record]:
-    """The records of sparse settings in a file."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if line.get("what") == "sparse"]
-
-
-def family(record: Record) -> str:
-    """What a curve joins: one way to score and one block size, whatever the threshold."""
-    selection = record["selection"]
-    (q, k), *_ = selection["block_sizes"]
-    name = "paper"
-    if selection["estimator"] != "paper":
-        sizes = f"{selection['sub_block_q'] or 8}x{selection['sub_block_k'] or 8}"
-        name = f"sub-blocks {sizes} {selection['reduce']}"
-        name += ", shared by a group" if selection["share"] == "group" else ""
-        name += ", forced excluded" if selection["exclude_forced"] else ""
-    name += ", calibrated" if selection.get("profile") else ""
-    return f"{name}, {q}x{k}"
 
 
 def draw_curves(records: Sequence[Record]) -> Figure:

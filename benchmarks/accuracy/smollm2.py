@@ -7,7 +7,7 @@ not know how attention is made sparse.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import repeat
 from pathlib import Path
 
@@ -75,24 +75,36 @@ class SmolLM2:
                 if tensor.name == "token_embd.weight":
                     self._embedding = values
 
-    def hidden(self, ids: Tensor, attention: Attention) -> Tensor:
-        """The residual after the last layer, fp32 [batch, tokens, embedding]; ids: int64 [batch, tokens]."""
-        x = self._embedding[ids]
-        tables = self._tables(ids.shape[1])
-        for layer in range(self.spec.num_layers):
+    def embed(self, ids: Tensor) -> Tensor:
+        """The residual before the first layer, fp32 [batch, tokens, embedding]; ids: int64 [batch, tokens]."""
+        return self._embedding[ids]
+
+    def advance(self, x: Tensor, attention: Attention, layers: range) -> Tensor:
+        """The residual after these layers, of that before them."""
+        tables = self._tables(x.shape[1])
+        for layer in layers:
             x = self._layer(layer, x, tables, attention)
         return x
 
     def nll(self, ids: Tensor, attention: Attention) -> Tensor:
         """Negative log-likelihood of each next token, fp32 [batch, tokens - 1], natural log."""
-        x = self._norm(self.hidden(ids, attention), "output_norm")
+        parts = [
+            F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").reshape(targets.shape)
+            for logits, targets in self.predictions(ids, attention)
+        ]
+        return torch.cat(parts, dim=1)
+
+    def predictions(self, ids: Tensor, attention: Attention) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits, fp32 [batch, some tokens, words], and the tokens that follow."""
+        return self.read_out(self.advance(self.embed(ids), attention, range(self.spec.num_layers)), ids)
+
+    def read_out(self, x: Tensor, ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Predictions of a residual after the last layer."""
+        x = self._norm(x, "output_norm")
         targets = ids[:, 1:]
-        parts = []
         for start in range(0, targets.shape[1], LOGIT_TOKENS):
             some = targets[:, start : start + LOGIT_TOKENS]
-            logits = self._linear(x[:, start : start + some.shape[1]], "token_embd")
-            parts.append(F.cross_entropy(logits.flatten(0, 1), some.flatten(), reduction="none").reshape(some.shape))
-        return torch.cat(parts, dim=1)
+            yield self._linear(x[:, start : start + some.shape[1]], "token_embd"), some
 
     def _layer(self, layer: int, x: Tensor, tables: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
         name = f"blk.{layer}."

@@ -6,19 +6,22 @@ Owns SparseAttention. Must not know perplexity or documents.
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prism_gen.model import ModelSpec
+from prism_gen.model import ModelSpec, SelectionSpec
 from prism_gen.runtime import PrismAttention
 from prism_gen.runtime.gathered import gathered_attention
-from prism_gen.runtime.masked import masked_attention
+from prism_gen.runtime.load import Bundle
+from prism_gen.runtime.masked import dense_attention, masked_attention
 from prism_gen.runtime.results import Stats, mass_kept
 from prism_gen.runtime.selection import Selection
+from prism_gen.runtime.thresholds import Thresholds
 
 Backend = Literal["reference", "masked", "cuda"]
 BACKENDS: tuple[Backend, ...] = ("reference", "masked", "cuda")
@@ -33,39 +36,80 @@ class LayerRecord(NamedTuple):
 
 
 class SparseAttention:
-    """Attention of every layer at one setting.
+    """Attention of every layer, each at its own setting.
 
     backend: "reference" (block-sparse in plain torch, for a CPU), "masked" (its selection, dense attention under a
     mask, for a GPU), or "cuda" (the kernels of a bundle, on bf16 q, k and v).
     """
 
-    def __init__(self, model: ModelSpec, backend: Backend, *, bundle: Path | None = None) -> None:
-        """Raises: as PrismAttention does."""
-        name = "cuda" if backend == "cuda" else "reference"
-        self.backend = backend
-        self.layers = [PrismAttention(bundle, model, layer, backend=name) for layer in range(model.num_layers)]
+    def __init__(self, layers: Sequence[PrismAttention | None], backend: Backend) -> None:
+        """layers: as open_layers gives them."""
+        self.layers, self.backend = layers, backend
         self.records: list[LayerRecord] = []
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """out like q; one more record. q, k, v: as smollm2.Attention."""
         attention = self.layers[layer]
-        dtype = torch.bfloat16 if self.backend == "cuda" else q.dtype
-        q, k, v = (x.to(dtype) for x in (q, k, v))
-        selection = attention.select(attention.pool(q, k))
+        if attention is None:
+            self.records.append(LayerRecord(*torch.ones(2, q.shape[0], q.shape[2])))
+            return dense_layer(q, k, v, self.backend)
         if self.backend == "masked":
+            selection = attention.select(attention.pool(q, k))
             result = masked_attention(q, k, v, selection, softmax_scale=attention.softmax_scale)
             out, mass = result.out, mass_kept(result.lse, result.dense_lse)
         else:
-            if self.backend == "cuda":
-                out, _ = attention.attend(q, k, v, selection)
-            else:
-                out = gathered_attention(q, k, v, selection, softmax_scale=attention.softmax_scale)
+            out, selection = sparse_layer(attention, q, k, v, self.backend)
             mass = _sampled_mass(q, k, selection, attention.softmax_scale)
-        self.records.append(LayerRecord(_density(selection, q.shape[2]).cpu(), mass.mean(-1).cpu()))
-        return out.float()
+        self.records.append(LayerRecord(head_density(selection, q.shape[2]).cpu(), mass.mean(-1).cpu()))
+        return out
 
 
-def _density(selection: Selection, num_q_heads: int) -> Tensor:
+def open_layers(
+    model: ModelSpec, selections: Sequence[SelectionSpec | None], backend: Backend, bundle: Bundle | None = None
+) -> list[PrismAttention | None]:
+    """The attention of each layer at its selection; None is dense. Raises: as PrismAttention does."""
+    name = "cuda" if backend == "cuda" else "reference"
+
+    def of(layer: int, selection: SelectionSpec | None) -> PrismAttention | None:
+        if selection is None:
+            return None
+        spec = msgspec.structs.replace(model, selection=selection)
+        return PrismAttention(bundle, spec, layer, backend=name)
+
+    return [of(layer, selection) for layer, selection in enumerate(selections)]
+
+
+def sparse_layer(
+    attention: PrismAttention,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    backend: Backend,
+    *,
+    thresholds: Thresholds | None = None,
+) -> tuple[Tensor, Selection]:
+    """out, fp32 like q, and what was selected. thresholds: over the attention's own."""
+    if backend == "cuda":
+        q, k, v = (x.bfloat16() for x in (q, k, v))
+    selection = attention.select(attention.pool(q, k), thresholds=thresholds)
+    if backend == "cuda":
+        out, _ = attention.attend(q, k, v, selection)
+    elif backend == "masked":
+        out = masked_attention(q, k, v, selection, softmax_scale=attention.softmax_scale).out
+    else:
+        out = gathered_attention(q, k, v, selection, softmax_scale=attention.softmax_scale)
+    return out.float(), selection
+
+
+def dense_layer(q: Tensor, k: Tensor, v: Tensor, backend: Backend) -> Tensor:
+    """Dense attention, fp32 like q, of inputs rounded as the backend's are."""
+    if backend == "cuda":
+        q, k, v = (x.bfloat16() for x in (q, k, v))
+    return dense_attention(q, k, v, softmax_scale=q.shape[-1] ** -0.5).float()
+
+
+def head_density(selection: Selection, num_q_heads: int) -> Tensor:
+    """Of every q head, [batch, num_q_heads], selected over visible blocks."""
     density = Stats.of(selection).density
     return density.repeat_interleave(num_q_heads // density.shape[1], dim=1)
 

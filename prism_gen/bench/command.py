@@ -17,6 +17,7 @@ from rich.text import Text
 from prism_gen.bench.compare import Change, compare
 from prism_gen.bench.figures import OURS, BenchRun, Figure, fastest_dense, read_run, write_run
 from prism_gen.bench.peers import attend_peers
+from prism_gen.bench.real_data import RealData
 from prism_gen.bench.run import Backend, Plan, run_bench
 from prism_gen.errors import UnsupportedError
 from prism_gen.runtime.connect import cuda_device
@@ -33,9 +34,13 @@ def measure(
     peers: tuple[str, ...] | None,
     prism_src: str | None,
     flashprefill_lib: str | None,
+    qkv: Path | None,
     console: Console,
 ) -> BenchRun:
-    """Takes every figure, one line each as it comes. Raises: BundleError, DeviceError, UnsupportedError."""
+    """Takes every figure, one line each as it comes. qkv: a file to measure on in the place of random tensors.
+
+    Raises: BundleError, DeviceError, UnsupportedError; TensorError, ConfigError for a file that is not of this bundle.
+    """
     known = attend_peers(prism_src, flashprefill_lib)
     if unknown := [name for name in peers or () if name not in known]:
         raise UnsupportedError(f"no peer {unknown[0]!r}", exists=", ".join(known), fix="choose one of these")
@@ -44,14 +49,16 @@ def measure(
     where = torch.device("cpu") if backend == "reference" else cuda_device(device)
     if where.type == "cuda":
         torch.cuda.set_device(where)  # events and peers go to the current device
-    plan = Plan(backend, where, lengths, densities, peers, prism_src, flashprefill_lib)
+    loaded = load_bundle(bundle)
+    data = RealData.read(qkv, loaded.manifest.models) if qkv else None
+    plan = Plan(backend, where, lengths, densities, peers, prism_src, flashprefill_lib, data)
 
     def show(figure: Figure) -> None:
         if not figure.skipped:
             line = f"{figure.stage} {figure.label} {_case(figure)} {figure.who}: {figure.median_ms:.3f} ms"
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    return run_bench(load_bundle(bundle), plan, show)
+    return run_bench(loaded, plan, show)
 
 
 def report(run: BenchRun, *, json: Path | None, plots: Path | None, console: Console) -> None:
@@ -68,6 +75,9 @@ def report(run: BenchRun, *, json: Path | None, plots: Path | None, console: Con
         console.print("interrupted: these are the figures that were taken by then", style="bold yellow")
     for label in dict.fromkeys(figure.label for figure in run.figures):
         console.print(_table(run, label))
+        for figure in run.timed("layer"):
+            if figure.label == label and figure.list_densities:
+                console.print(_lists(figure), highlight=False, soft_wrap=True)
     skipped = {figure.who: figure.skipped for figure in run.figures if figure.skipped}
     for who, reason in skipped.items():
         console.print(f"not everywhere: {who} {reason}", highlight=False, markup=False, soft_wrap=True)
@@ -83,6 +93,12 @@ def report(run: BenchRun, *, json: Path | None, plots: Path | None, console: Con
 def _case(figure: Figure) -> str:
     """Length and density."""
     return f"n{figure.seqlen} {figure.density:.2f}"
+
+
+def _lists(figure: Figure) -> str:
+    """How the lists of a layer differ."""
+    least, most = min(figure.list_densities), max(figure.list_densities)
+    return f"layer n{figure.seqlen}: {len(figure.list_densities)} lists of {least:.1%} to {most:.1%} of the blocks"
 
 
 def _table(run: BenchRun, label: str) -> Table:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 from prism_gen.bench.figures import OURS, BenchRun, Figure
 from prism_gen.errors import ConfigError
 
+DIGEST_DIGITS = 12  # of a file's SHA-256, enough to tell two apart
+
 
 class Change(NamedTuple):
     """One figure in both runs. ratio: new over old median. on_par: the same, corrected by what the ceiling of the stage
@@ -41,12 +43,17 @@ def compare(old: BenchRun, new: BenchRun, fail_over: float) -> list[Change]:
     against the ceiling measured in the same process (a chip that is slower as a whole is no regression), and where the
     quartiles lie apart. The spread counts twice because processes differ by more than the runs of one: on an H200 the
     same bundle's layer at 8K, .254 ms with 3 % between quartiles, was .267 in the next process.
-    Raises: ConfigError where the runs are of different GPUs or have nothing in common.
+    Raises: ConfigError where the runs are of different GPUs or data, or have nothing in common.
     """
     gpus = old.machine.get("gpu"), new.machine.get("gpu")
     if gpus[0] != gpus[1]:
         raise ConfigError(
             f"the old run is of {gpus[0]}, the new one of {gpus[1]}", fix="compare runs of one kind of GPU"
+        )
+    if old.data != new.data:
+        names = [f"the file {run.data[:DIGEST_DIGITS]}" if run.data else "random tensors" for run in (old, new)]
+        raise ConfigError(
+            f"the old run is on {names[0]}, the new one on {names[1]}", fix="compare runs on the same --qkv, or on none"
         )
     before = {figure.key: figure for figure in old.timed() if figure.who == OURS}
     changes = [_change(before[f.key], f, old, new, fail_over) for f in new.timed() if f.who == OURS and f.key in before]

@@ -25,9 +25,10 @@ Stage = Literal["selection", "attend", "layer"]
 class Figure(Struct, frozen=True, kw_only=True):
     """One thing timed. who: OURS or a peer. label: of the attend problem. ms: every run, in order; none where skipped.
 
-    density: selected over visible blocks; 1 for dense attention. flops: done, on the selected blocks; of selection,
-    those of work.py. bytes_moved: of inputs and outputs, once. skipped: why a peer was not run, "" where it was.
-    distance: of a peer's output to ours on the same blocks, norm of the difference over norm; 0: nothing was compared.
+    density: selected over visible blocks; 1 for dense attention. list_densities: the same of each block list, of a
+    layer's figure. flops: done, on the selected blocks; of selection, those of work.py. bytes_moved: of inputs and
+    outputs, once. skipped: why a peer was not run, "" where it was. distance: of a peer's output to ours on the same
+    blocks, norm of the difference over norm; 0: nothing was compared.
     """
 
     stage: Stage
@@ -37,6 +38,7 @@ class Figure(Struct, frozen=True, kw_only=True):
     density: float
     heads: tuple[int, int]
     ms: tuple[float, ...]
+    list_densities: tuple[float, ...] = ()
     flops: float = 0.0
     bytes_moved: float = 0.0
     skipped: str = ""
@@ -77,10 +79,13 @@ class Ceilings(Struct, frozen=True, kw_only=True):
 
 
 class BenchRun(Struct, frozen=True, kw_only=True):
-    """One run. machine: as runtime/environment.py writes it. complete: False where it was interrupted."""
+    """One run. machine: as runtime/environment.py writes it. data: the SHA-256 of the file that gave q, k, v; "" where
+    they are random. complete: False where it was interrupted.
+    """
 
     schema_version: int
     machine: dict[str, Any]
+    data: str = ""
     ceilings: Ceilings
     figures: tuple[Figure, ...]
     complete: bool = True

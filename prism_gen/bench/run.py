@@ -13,11 +13,13 @@ from typing import Literal
 
 import msgspec
 import torch
+from torch import Tensor
 
 from prism_gen.bench.directions import sharpen
 from prism_gen.bench.figures import BENCH_SCHEMA_VERSION, OURS, BenchRun, Ceilings, Figure, Stage
 from prism_gen.bench.peers import Peer, attend_peers, prism_estimate, prism_layer, prism_unavailable
 from prism_gen.bench.peers.checked import failure, prepare_checked
+from prism_gen.bench.real_data import RealData
 from prism_gen.bench.timing import CEILING_COPY_BYTES, CEILING_MATMUL, MIN_RUNS, ceilings, measure_each
 from prism_gen.bench.work import attend_bytes, selection_bytes, selection_flops
 from prism_gen.bench.workloads import shared_heads
@@ -43,7 +45,8 @@ OnFigure = Callable[[Figure], None]
 class Plan:
     """What is measured. lengths: tokens. densities: of attend alone; the layer's is what its selection keeps.
 
-    peers: names of attend_peers, all that run here by default. prism_src, flashprefill_lib: see attend_peers.
+    peers: names of attend_peers, all that run here by default. prism_src, flashprefill_lib: see attend_peers. data:
+    real tensors in the place of random ones; then their length and the density that they select are what is measured.
     """
 
     backend: Backend
@@ -53,6 +56,7 @@ class Plan:
     peers: tuple[str, ...] | None = None
     prism_src: str | None = None
     flashprefill_lib: str | None = None
+    data: RealData | None = None
 
     def named_peers(self) -> list[Peer]:
         """The peers asked for."""
@@ -68,15 +72,15 @@ def run_bench(bundle: Bundle, plan: Plan, on_figure: OnFigure) -> BenchRun:
     try:
         for model in bundle.manifest.models:
             for size in model.selection.block_sizes:
-                for seqlen in plan.lengths:
-                    for figure in _length(bundle, model, size, seqlen, plan, dense):
-                        figures.append(figure)
-                        on_figure(figure)
+                for figure in _figures(bundle, model, size, plan, dense):
+                    figures.append(figure)
+                    on_figure(figure)
     except KeyboardInterrupt:
         complete = False
     return BenchRun(
         schema_version=BENCH_SCHEMA_VERSION,
         machine=environment(plan.device),
+        data=plan.data.digest if plan.data else "",
         ceilings=top,
         figures=tuple(figures),
         complete=complete,
@@ -91,23 +95,53 @@ def measured_ceilings(device: torch.device) -> Ceilings:
     return Ceilings(tflops=2 * size**3 / product["ms"] / 1e9, tbps=2 * copy_bytes / copy["ms"] / 1e9)
 
 
-def _length(
-    bundle: Bundle, model: ModelSpec, size: tuple[int, int], seqlen: int, plan: Plan, dense: set[object]
+def _figures(
+    bundle: Bundle, model: ModelSpec, size: tuple[int, int], plan: Plan, dense: set[object]
 ) -> Iterator[Figure]:
-    """All figures of one model, block size and length. dense: where dense peers were timed, whatever the block size."""
-    layer = model.layer_kinds.index("full")
+    """All figures of one model and block size; none on data of another model's heads. dense: see _timed."""
+    if plan.data is None:
+        attention, kernel = _open(bundle, model, size, model.layer_kinds.index("full"), plan)
+        for seqlen in plan.lengths:
+            yield from _length(attention, kernel, seqlen, plan, dense)
+    elif plan.data.fits(model):
+        attention, kernel = _open(bundle, model, size, plan.data.layer(model), plan)
+        problem = _selected(attention, *plan.data.tensors(model, plan.device))
+        yield from _attend(kernel, problem, _timed(plan, problem, dense), plan.device, with_dense=True)
+        yield from _layer(attention, kernel, problem, plan)
+
+
+def _open(
+    bundle: Bundle, model: ModelSpec, size: tuple[int, int], layer: int, plan: Plan
+) -> tuple[PrismAttention, Kernel]:
+    """One layer, and its attend kernel alone."""
     device = plan.device if plan.backend == "cuda" else None
     attention = PrismAttention(bundle, model.name, layer, block_size=size, backend=plan.backend, device=device)
-    kernel = _attend_kernel(bundle, attention, plan.backend)
-    heads = shared_heads(kernel, (model.num_q_heads, model.num_kv_heads))
-    peers = plan.named_peers()
+    return attention, _attend_kernel(bundle, attention, plan.backend)
+
+
+def _length(attention: PrismAttention, kernel: Kernel, seqlen: int, plan: Plan, dense: set[object]) -> Iterator[Figure]:
+    """All figures of one length on random inputs."""
+    heads = shared_heads(kernel, (attention.model.num_q_heads, attention.model.num_kv_heads))
     for i, density in enumerate(plan.densities):
         problem = make_problem(kernel, seqlen, density, heads, plan.device)
-        case = (kernel.problem.dtype, tuple(problem.q.shape), problem.k.shape[2])
-        timed = [peer for peer in peers if peer.sparse or case not in dense]
-        yield from _attend(kernel, problem, timed, plan.device, with_dense=i == 0)
-        dense.add(case)
-    yield from _layer(attention, kernel, seqlen, heads, plan)
+        yield from _attend(kernel, problem, _timed(plan, problem, dense), plan.device, with_dense=i == 0)
+    problem = make_problem(kernel, seqlen, 1.0, heads, plan.device)
+    sharpen(problem.q, problem.k, attention.block_size)  # a tenth to a quarter of the blocks is selected
+    yield from _layer(attention, kernel, _selected(attention, problem.q, problem.k, problem.v), plan)
+
+
+def _timed(plan: Plan, problem: Problem, dense: set[object]) -> list[Peer]:
+    """The peers to time on a problem. dense: shapes on which the dense ones were timed, whatever the block size."""
+    case = (problem.q.dtype, tuple(problem.q.shape), problem.k.shape[2])
+    peers = [peer for peer in plan.named_peers() if peer.sparse or case not in dense]
+    dense.add(case)
+    return peers
+
+
+def _selected(attention: PrismAttention, q: Tensor, k: Tensor, v: Tensor) -> Problem:
+    """The attend call on the blocks that the layer selects of these tensors, batch 1."""
+    selection = attention.select(attention.pool(q, k))
+    return Problem(q, k, v, selection.block_mask()[0], selection.grid, attention.softmax_scale)
 
 
 def _attend_kernel(bundle: Bundle, attention: PrismAttention, backend: Backend) -> Kernel:
@@ -175,18 +209,13 @@ def _every_block(problem: Problem) -> Problem:
     return dataclasses.replace(problem, block_mask=visible.expand_as(problem.block_mask))
 
 
-def _layer(
-    attention: PrismAttention, kernel: Kernel, seqlen: int, heads: tuple[int, int], plan: Plan
-) -> Iterator[Figure]:
-    """Selection alone and the whole call, on inputs of which a tenth to a quarter of the blocks is selected.
+def _layer(attention: PrismAttention, kernel: Kernel, problem: Problem, plan: Plan) -> Iterator[Figure]:
+    """Selection alone and the whole call. problem: with the blocks that they select.
 
     The official Prism chooses its own blocks, so its layer is not compared with ours.
     """
-    problem = make_problem(kernel, seqlen, 1.0, heads, plan.device)
-    q, k, v = problem.q, problem.k, problem.v
-    sharpen(q, k, attention.block_size)
-    selection = attention.select(attention.pool(q, k))
-    chosen = {OURS: dataclasses.replace(problem, block_mask=selection.block_mask()[0])}
+    q, k, v, grid = problem.q, problem.k, problem.v, problem.grid
+    chosen = {OURS: problem}
     calls: dict[tuple[Stage, str], Callable[[], object]] = {
         ("selection", OURS): lambda: attention.select(attention.pool(q, k)),
         ("layer", OURS): partial(attention, q, k, v),
@@ -203,6 +232,8 @@ def _layer(
             figure = _figure("layer", PRISM, kernel, problem, (), 1.0, 0.0)
             yield msgspec.structs.replace(figure, skipped=failure(error))
     for (stage, who), ms in measure_each(calls, plan.device, runs=RUNS).items():
-        density = density_of(chosen[who].block_mask, problem.grid)
+        mask = chosen[who].block_mask
         flops = selection_flops(attention.model, problem) if stage == "selection" else chosen[who].selected_flops
-        yield _figure(stage, who, kernel, chosen[who], ms, density, flops)
+        figure = _figure(stage, who, kernel, chosen[who], ms, density_of(mask, grid), flops)
+        densities = tuple(round(density_of(rows, grid), 4) for rows in mask) if stage == "layer" else ()
+        yield msgspec.structs.replace(figure, list_densities=densities)

@@ -35,8 +35,11 @@ def bench(
     model_config: Annotated[
         Path | None, typer.Option("--model-config", "-m", help="Build this model's bundle first, and measure that.")
     ] = None,
-    lengths: Annotated[str, typer.Option(help="Tokens, comma-separated.")] = LENGTHS,
-    densities: Annotated[str, typer.Option(help="Shares of the causal blocks, for attend alone.")] = DENSITIES,
+    qkv: Annotated[Path | None, typer.Option(help="Real q, k, v of a layer, as `capture` writes them.")] = None,
+    lengths: Annotated[str | None, typer.Option(help=f"Tokens, comma-separated. Default: {LENGTHS}.")] = None,
+    densities: Annotated[
+        str | None, typer.Option(help=f"Shares of the causal blocks, for attend alone. Default: {DENSITIES}.")
+    ] = None,
     peers: Annotated[str | None, typer.Option(help="Comma-separated, or `none`. Default: all that run here.")] = None,
     prism_src: Annotated[str | None, typer.Option(help="Checkout of the official Prism, for its peers.")] = None,
     flashprefill_lib: Annotated[
@@ -55,9 +58,12 @@ def bench(
     """Measure selection, attend and the whole layer beside torch, FlexAttention, FlashAttention and the official Prism.
 
     Medians of 14 runs (7 of calls beyond 0.1 s), all in turn in one process, launches hidden behind work, with the
-    ceilings of this chip in the same run. A peer's output must be ours. Interrupted, it reports what was measured.
+    ceilings of this chip in the same run. On random tensors, or with --qkv on your own: their length, and the blocks
+    that the layer selects of them. A peer's output must be ours. Interrupted, it reports what was measured.
 
     Example: `python -m prism_gen bench generated/qwen3 --json new.json --plots plots --compare old.json --fail-over 5%`
+
+    Example: `python -m prism_gen bench generated/qwen3 --qkv qkv/layer14.safetensors`
     """
     from prism_gen.bench.compare import parse_share  # noqa: PLC0415 keeps the other commands quick to start
     from prism_gen.bench.figures import read_run  # noqa: PLC0415
@@ -74,15 +80,18 @@ def bench(
             build([model_config], block_size=block_size, dtype=dtype, out=bundle)
         if bundle is None:
             raise ConfigError("nothing to measure", fix="give a bundle, --model-config, or --results")
+        if qkv and (lengths or densities):
+            raise ConfigError("--lengths and --densities are of random tensors", fix="leave them out beside --qkv")
         run = measure(
             bundle,
             backend=backend,
             device=device,
-            lengths=_numbers(lengths, "--lengths", int, math.inf, "whole numbers of at least 1"),
-            densities=_numbers(densities, "--densities", float, 1.0, "shares in (0, 1]"),
+            lengths=_numbers(lengths or LENGTHS, "--lengths", int, math.inf, "whole numbers of at least 1"),
+            densities=_numbers(densities or DENSITIES, "--densities", float, 1.0, "shares in (0, 1]"),
             peers=None if peers is None else () if peers == "none" else tuple(split(peers, "--peers")),
             prism_src=prism_src,
             flashprefill_lib=flashprefill_lib,
+            qkv=qkv,
             console=console,
         )
     report(run, json=json, plots=plots, console=console)

@@ -6,7 +6,7 @@ Owns the command's options. Imports torch and transformers, so only when it is c
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -35,11 +35,16 @@ def calibrate(
     ] = None,
     tokens: Annotated[int, typer.Option(min=2, help="Of each text, from its start.")] = DEFAULT_TOKENS,
     device: Annotated[str | None, typer.Option(help="Default: cuda where torch sees one.")] = None,
+    harm: Annotated[
+        Literal["gradient", "measured"],
+        typer.Option(help="gradient: one backward pass a text. measured: four runs a list and text; fewer blocks."),
+    ] = "gradient",
+    bundle: Annotated[Path | None, typer.Option(help="Kernels to run the sparse model with.")] = None,
 ) -> None:
     """Find the thresholds of every layer and list of blocks that meet a target with the fewest blocks.
 
     Measures, on each text, what each threshold of each list would do to the model's loss, shares the budget out among
-    them, and checks the result with every layer sparse. Needs a backward pass of the model on `--tokens` tokens.
+    them, and checks the result with every layer sparse.
 
     Example: `python -m prism_gen calibrate --model DIR --text a.txt --text b.txt --target-ppl 1% --out profile.json`
     """
@@ -56,6 +61,8 @@ def calibrate(
         tokens=tokens,
         device=device,
         say=lambda words: console.print(words, markup=False, highlight=False),
+        harm=harm,
+        bundle=bundle,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(encode_profile(result.profile))

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 
-from prism_gen.calibrate.search import Calibrated, Say, Target, calibrate
+from prism_gen.calibrate.search import Calibrated, Harm, Say, Target, calibrate
 from prism_gen.errors import ConfigError
 from prism_gen.integrations.text_model import TextModel
 from prism_gen.model import SelectionSpec
+from prism_gen.runtime.load import load_bundle
 
 
 def parse_target(ppl: str | None, density: float | None) -> Target:
@@ -45,10 +46,12 @@ def calibrate_model(
     tokens: int,
     device: str | None,
     say: Say,
+    harm: Harm = "gradient",
+    bundle: Path | None = None,
 ) -> Calibrated:
     """Loads a model and its texts, and finds the profile.
 
-    tokens: of each text, at most. device: None takes cuda where torch sees one.
+    tokens: of each text, at most. device: None takes cuda where torch sees one. harm, bundle: as calibrate.
     Raises: ConfigError for a path that cannot be read; UnsupportedError as calibrate does.
     """
     contents = [_read(text) for text in texts]
@@ -57,7 +60,8 @@ def calibrate_model(
     ids = [model.ids(content, tokens) for content in contents]
     digests = [hashlib.sha256(content.encode()).hexdigest() for content in contents]
     provenance = {"texts": {text.name: digest for text, digest in zip(texts, digests, strict=True)}}
-    return calibrate(model, ids, target, provenance=provenance, say=say)
+    opened = None if bundle is None else load_bundle(bundle)
+    return calibrate(model, ids, target, provenance=provenance, say=say, harm=harm, bundle=opened)
 
 
 def _read(path: Path) -> str:

@@ -43,9 +43,9 @@ class Recorder:
         segments = mask.segments if isinstance(mask, LazyMask) else None
         if segments is None or len(segments) != 1 or segments[0].queries != slice(0, num_queries):
             raise TensorError(
-                f"layer {self.index} was given a batch with padding, or a mask that is not causal",
-                exists="a file holds sequences of one length, all of whose tokens are real",
-                fix="run one sequence at a time, without a mask",
+                f"layer {self.index} was given a batch with padding, or a mask that is not causal, such as a window's",
+                exists="a file holds sequences of one length, all of whose tokens are real and see all before them",
+                fix="run one sequence at a time, without a mask, and capture layers that attend to everything",
             )
         parts = (x.transpose(1, 2).to("cpu", self.dtype, copy=True) for x in (query, key, value))
         q, k, v = parts

@@ -62,18 +62,20 @@ class TextModel:
 
     def nll(self, ids: Tensor, attention: Attention) -> Tensor:
         """Negative log-likelihood of each next token, fp32 [batch, tokens - 1]; ids: int64 [batch, tokens]."""
+        parts = [
+            F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+            for logits, targets in self.predictions(ids, attention)
+        ]
+        return torch.cat(parts, dim=1)
+
+    def predictions(self, ids: Tensor, attention: Attention) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits, fp32 [batch, at most LOGIT_TOKENS, words], and the tokens that follow them."""
         with _handed_out(attention):
             logits = self._model(input_ids=ids, use_cache=False).logits
         targets = ids[:, 1:]
-        parts = [
-            F.cross_entropy(
-                logits[:, start : start + LOGIT_TOKENS][:, : targets.shape[1] - start].float().transpose(1, 2),
-                targets[:, start : start + LOGIT_TOKENS],
-                reduction="none",
-            )
-            for start in range(0, targets.shape[1], LOGIT_TOKENS)
-        ]
-        return torch.cat(parts, dim=1)
+        for start in range(0, targets.shape[1], LOGIT_TOKENS):
+            some = targets[:, start : start + LOGIT_TOKENS]
+            yield logits[:, start : start + some.shape[1]].float(), some
 
 
 _current: ContextVar[Attention] = ContextVar("attention of the forward pass under way")

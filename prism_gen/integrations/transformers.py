@@ -29,6 +29,7 @@ from prism_gen.integrations.describe import (
 )
 from prism_gen.integrations.layer import SPARSE, PrismLayer, prism_attention
 from prism_gen.integrations.lazy_mask import prism_mask
+from prism_gen.integrations.shard import shard_of
 from prism_gen.model import ModelSpec, SelectionSpec
 from prism_gen.runtime import ops
 from prism_gen.runtime.attention import PrismAttention
@@ -122,12 +123,13 @@ def enable(
         least_keys = _crossover(opened, spec, block_size) if backend == "cuda" and spec else 0
     limits = _Limits(min_queries, least_keys, keep_stats)
     name = ops.free_name(spec.name) if spec else type(model).__name__
-    layers, statements = [], []
+    shard, layers, statements = shard_of(model), [], []
     for index in sorted(index for index in modules if index >= 0):
         why_dense = _why_dense(spec, index, backend, block_size) if spec else refusal
         attention = None
         if spec and not why_dense:
             attention = PrismAttention(opened, spec, index, device=_device(modules[index][0]), **options)
+            attention.thresholds = shard.own(attention.thresholds)
         layer = limits.layer(index, attention, f"{name}.layer{index}", why_dense)
         layers.append(layer)
         statements.append(LayerStatement(index, why_dense, _kernel_names(attention)))
@@ -142,7 +144,8 @@ def _crossover(bundle: Bundle | None, spec: ModelSpec, block_size: tuple[int, in
     """Tokens from which a layer is faster sparse than dense, as measured where it was."""
     label = attend_problem(spec, choose_block_size(spec, block_size)).label()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    measured = bundle.sparse_from(gpu, label, density=USUAL_DENSITY) if bundle else None
+    density = spec.selection.density or USUAL_DENSITY
+    measured = bundle.sparse_from(gpu, label, density=density) if bundle else None
     return MIN_KEYS if measured is None else measured
 
 

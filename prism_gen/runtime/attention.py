@@ -56,7 +56,8 @@ class PrismAttention(FromPackage):
     ) -> None:
         """Resolves the kernels.
 
-        bundle: None only for backend "reference" with a model. model: a name in the bundle (None: its only model), a
+        bundle: a path is read and every library hashed again by each call, so give many layers one load_bundle(path);
+        None only for backend "reference" with a model. model: a name in the bundle (None: its only model), a
         ModelSpec, or the path of a config.json. block_size: (q, k) tokens, default the model's first. device: for
         "cuda", default the current one. thresholds (high, low of the paper's estimator, else the third): a number or
         one per list, in (0, 1]; default the model's.

@@ -1,4 +1,4 @@
-"""The compiled kernels as a Backend: allocates outputs, keeps workspaces, launches on the current stream.
+"""The compiled kernels as a Backend: allocates outputs and scratch, keeps counters, launches on the current stream.
 
 Owns the calling convention of templates/README.md. Never synchronises. Must not check user input (checks.py) or choose
 kernels.
@@ -6,7 +6,7 @@ kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -20,36 +20,43 @@ from prism_gen.runtime.rules import PAPER_RULES, SelectRules
 from prism_gen.runtime.selection import Selection
 
 
-class Workspace:
-    """Device memory that launches on one stream share, one set per (device, stream).
+class TileCounters:
+    """What attend's CTAs count tiles with: an int32 for each stream, zero, and left zero by every launch.
 
-    Stream order makes sharing safe. While a CUDA graph is being captured nothing is shared or kept: a graph replays on
-    any stream and beside eager launches, so it owns its memory, and its zero-filling is part of it.
+    Stream order makes sharing safe. All of a device's are made when a model is connected, because a call may come where
+    nothing may be allocated and kept: in the warm-up of torch.compile's CUDA graphs memory comes from the graph's own
+    pool. While a graph is being captured nothing is shared: a graph replays on any stream and beside eager launches, so
+    it owns its counters, and their zero-filling is part of it.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, int, str], Tensor] = {}
+        self._free: dict[int | None, Iterator[Tensor]] = {}
+        self._used: dict[tuple[int | None, int], Tensor] = {}
 
-    def tile_counter(self, device: torch.device) -> Tensor:
-        """int32 [1], zero; every launch that uses it leaves it zero."""
-        return self._get("tile_counter", device, 1, lambda n: torch.zeros(n, dtype=torch.int32, device=device))
+    def reserve(self, device: torch.device) -> None:
+        """Makes a device's counters, once, and waits for them: any stream may use them afterwards."""
+        if device.index not in self._free:
+            made = torch.zeros(NUM_COUNTERS, COUNTER_STRIDE, dtype=torch.int32, device=device)
+            int(made[0, 0])  # waits
+            self._free[device.index] = iter(made[:, :1].unbind())
 
-    def scratch(self, device: torch.device, num_floats: int) -> Tensor:
-        """fp32 [num_floats], of any content."""
-        kept = self._get("scratch", device, num_floats, lambda n: torch.empty(n, dtype=torch.float32, device=device))
-        return kept[:num_floats]
-
-    def _get(self, name: str, device: torch.device, size: int, make: Callable[[int], Tensor]) -> Tensor:
+    def current(self, device: torch.device) -> Tensor:
+        """int32 [1] for a launch on the current stream."""
         if torch.cuda.is_current_stream_capturing():
-            return make(size)
-        key = (device.index, torch.cuda.current_stream(device).cuda_stream, name)
-        kept = self._kept.get(key)
-        if kept is None or kept.numel() < size:
-            kept = self._kept[key] = make(size)
+            return torch.zeros(1, dtype=torch.int32, device=device)
+        key = (device.index, torch.cuda.current_stream(device).cuda_stream)
+        kept = self._used.get(key)
+        if kept is None:
+            free = next(self._free[device.index], None)
+            if free is None:  # streams came and went: each call zeroes its own
+                return torch.zeros(1, dtype=torch.int32, device=device)
+            kept = self._used.setdefault(key, free)
         return kept
 
 
-WORKSPACE = Workspace()  # one for the process: the layers of a model run in stream order and need one set
+NUM_COUNTERS = 1024  # streams of a device: torch itself makes at most 3 times 32
+COUNTER_STRIDE = 32  # int32: a cache line of 128 bytes each, as streams run side by side
+TILE_COUNTERS = TileCounters()  # for the process: the layers of a model run in stream order and need one
 
 
 class CudaBackend:
@@ -106,7 +113,7 @@ class CudaBackend:
             probs = torch.empty(batch, num_lists, 2, num_q_blocks, num_k_blocks, dtype=torch.int32, device=device)
         heads = (q_mean.shape[1], k_mean.shape[1], int(rules.share == "group"))
         num_floats = self._scratch_floats(batch, *heads, num_q_blocks, num_k_blocks)
-        scratch = WORKSPACE.scratch(device, num_floats) if num_floats else None
+        scratch = torch.empty(num_floats, dtype=torch.float32, device=device) if num_floats else None
         self._select(
             q_mean,
             k_mean,
@@ -161,7 +168,7 @@ def launch_attend(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(batch, num_heads, seqlen_q, dtype=torch.float32, device=q.device) if return_lse else None
     lists = (selection.block_indices, selection.block_counts)
-    attend(q, k, v, out, lse, *lists, softmax_scale, WORKSPACE.tile_counter(q.device))
+    attend(q, k, v, out, lse, *lists, softmax_scale, TILE_COUNTERS.current(q.device))
     return out, lse
 
 

@@ -70,12 +70,16 @@ class Bundle:
     def sparse_from(self, gpu: str, label: str, *, density: float) -> int | None:
         """The shortest length, tokens, from which selection and attend beat dense attention on `gpu`, as tune measured.
 
-        label: of the attend problem. density: selected over visible blocks. None: sparse won nowhere, or the bundle was
-        not built with a tuning table of this GPU and problem.
+        label: of the attend problem. density: selected over visible blocks. Where sparse won at no measured length, one
+        token more than the longest of them. None: the bundle was not built with a tuning table of this GPU and problem.
         """
         tuning = self.manifest.tuning
         known = tuning.crossovers if tuning and tuning.gpu == gpu else ()
-        return next((crossover.wins_from(density) for crossover in known if crossover.label == label), None)
+        found = next((crossover for crossover in known if crossover.label == label), None)
+        if found is None:
+            return None
+        shortest = found.wins_from(density)
+        return shortest if shortest is not None else 1 + max(crossing.seqlen for crossing in found.crossings)
 
     def module(self, entry: KernelEntry) -> Any:
         """The opened library of one kernel, a tvm_ffi module. Needs no GPU: only launching does.

@@ -30,20 +30,36 @@ NUM_ENERGIES = 3  # of the high band, the low band, all dims
 
 
 def register(attention: PrismAttention, name: str) -> str:
-    """Makes `attention` the kernels that operators find under `name`, for as long as the caller keeps it; the name.
+    """Makes `attention` known to operators for as long as the caller keeps it; what to give them as `kernels`.
 
-    A program saved by torch.export names its kernels: register under the same name before running it.
-    Raises: ConfigError where another attention has the name.
+    That is `name` with what the shapes of the operators' outputs depend on beside their inputs: torch.compile keeps
+    graphs from process to process by what stands in them, and must not take one that was made for other shapes. A
+    program saved by torch.export names its kernels so: register under the same name before running it.
+    Raises: ConfigError where another attention of such shapes has the name.
     """
-    if _REGISTERED.get(name, attention) is not attention:
+    full = f"{name}:{_signature(attention)}"
+    known = _REGISTERED.get(full)
+    if known is attention:
+        return full
+    if known is not None:
         raise ConfigError(
-            f"kernels named {name!r} are registered already",
+            f"kernels named {full!r} are registered already",
             exists=", ".join(sorted(_REGISTERED)),
             fix="choose another name, or drop the PrismAttention that has this one",
         )
-    _REGISTERED[name] = attention
-    _RUNS[name] = 0
-    return name
+    _REGISTERED[full] = attention
+    _RUNS[full] = 0
+    return full
+
+
+def _signature(attention: PrismAttention) -> str:
+    """What the fake implementations below read of an attention, in words: `128x128-cuda`, `64x64-sub4x8-cuda`."""
+    scoring, rules = attention.scoring, model_rules(attention.model.selection)
+    words = ["{}x{}".format(*attention.block_size)]
+    words += [f"sub{scoring.q}x{scoring.k}"] if isinstance(scoring, SubBlocks) else []
+    words += ["group"] if rules.share == "group" else []
+    words += [] if rules.max_blocks is None else [f"max{rules.max_blocks}"]
+    return "-".join([*words, attention.backend.name])
 
 
 def registered(name: str) -> PrismAttention:
@@ -53,7 +69,7 @@ def registered(name: str) -> PrismAttention:
         raise ConfigError(
             f"no kernels named {name!r} in this process",
             exists=", ".join(sorted(_REGISTERED)) or "none registered",
-            fix="prism_gen.runtime.ops.register(PrismAttention(...), that name), and keep the PrismAttention",
+            fix="give what prism_gen.runtime.ops.register(attention, name) returned, and keep the attention",
         )
     return found
 
@@ -61,14 +77,14 @@ def registered(name: str) -> PrismAttention:
 def free_name(name: str) -> str:
     """`name`, or with a number where names that begin with it are in use."""
     taken, number, free = list(_REGISTERED), 1, name
-    while any(other == free or other.startswith(f"{free}.") for other in taken):
+    while any(other.startswith((f"{free}:", f"{free}.")) for other in taken):
         number += 1
         free = f"{name}#{number}"
     return free
 
 
 def runs(name: str) -> int:
-    """How often attend ran under that name since it was registered. Replays of a CUDA graph are not seen."""
+    """How often attend ran under what register returned. Replays of a CUDA graph are not seen."""
     return _RUNS[name]
 
 
@@ -76,7 +92,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, kernels: str, softmax_scale: f
     """PrismAttention's call in operators alone: traceable, exportable, capturable.
 
     q: [batch, seqlen_q, num_q_heads, head_dim]; k, v: [batch, seqlen_k, num_kv_heads, head_dim]; out like q.
-    kernels: a registered name. softmax_scale: None takes the model's.
+    kernels: what register returned. softmax_scale: None takes the model's.
     """
     pooled = torch.ops.prism_gen.pool(q, k, kernels)
     lists = torch.ops.prism_gen.select(*pooled, q.shape[1], k.shape[1], kernels, softmax_scale)

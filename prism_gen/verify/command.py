@@ -20,10 +20,9 @@ from rich.text import Text
 from prism_gen.errors import ConfigError
 from prism_gen.runtime.connect import cuda_device
 from prism_gen.runtime.load import Bundle, load_bundle
-from prism_gen.runtime.qkv_file import read_qkv
 from prism_gen.verify.job import BEGIN, END, Backend, Job
 from prism_gen.verify.kernels import kernel_name
-from prism_gen.verify.layers import fits, layer_name
+from prism_gen.verify.layers import layer_name, read_fitting
 from prism_gen.verify.report import Aspect
 from prism_gen.verify.summary import Record, Row, summarize, write_junit
 from prism_gen.verify.supervise import examine
@@ -62,7 +61,7 @@ def verify(
             fix="name a part of one of these with --only, or leave it out",
         )
     for path in qkv:
-        _check_file(path, loaded)
+        read_fitting(path, loaded.manifest.models)
     with tempfile.TemporaryDirectory() as scratch:
         records_file = json or Path(scratch) / "records.jsonl"
         job = Job(bundle, backend, str(where), arch, records_file, quick, only, qkv=tuple(qkv))
@@ -73,20 +72,6 @@ def verify(
     if junit:
         write_junit(junit, rows, records)
     return all(row.ok for row in rows)
-
-
-def _check_file(path: Path, bundle: Bundle) -> None:
-    """Raises: TensorError for a file that cannot be read; ConfigError for one that no model of the bundle is."""
-    tensors = read_qkv(path)
-    if not any(fits(model, tensors) for model in bundle.manifest.models):
-        shape = f"{tensors.q.shape[2]} q and {tensors.k.shape[2]} kv heads of {tensors.q.shape[3]} dims"
-        raise ConfigError(
-            f"{path} holds {shape}",
-            exists=", ".join(
-                f"{m.name}: {m.num_q_heads} and {m.num_kv_heads} of {m.head_dim}" for m in bundle.manifest.models
-            ),
-            fix="give a file of a model of this bundle, whole KV groups of it",
-        )
 
 
 def _device(bundle: Bundle, backend: Backend, device: str | None) -> tuple[torch.device, str]:

@@ -5,13 +5,14 @@ Owns which calls are tried. Must not know how stages compute.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from prism_gen.errors import ConfigError
 from prism_gen.model import ModelSpec
 from prism_gen.runtime.attention import PrismAttention
 from prism_gen.runtime.checks import TORCH_DTYPES
@@ -67,6 +68,18 @@ def layer_trials(attention: PrismAttention, device: torch.device) -> Iterator[Tr
 def fits(model: ModelSpec, qkv: QKV) -> bool:
     """Whether the tensors of a file can be those of heads of this model."""
     return qkv.q.shape[3] == model.head_dim and qkv.q.shape[2] == qkv.k.shape[2] * model.group_size
+
+
+def read_fitting(path: Path, models: Sequence[ModelSpec]) -> QKV:
+    """read_qkv. Raises: TensorError as it does; ConfigError for a file that none of the models fits."""
+    tensors = read_qkv(path)
+    if not any(fits(model, tensors) for model in models):
+        raise ConfigError(
+            f"{path} holds {tensors.q.shape[2]} q and {tensors.k.shape[2]} kv heads of {tensors.q.shape[3]} dims",
+            exists=", ".join(f"{m.name}: {m.num_q_heads} and {m.num_kv_heads} of {m.head_dim}" for m in models),
+            fix="give a file of a model of this bundle, whole KV groups of it",
+        )
+    return tensors
 
 
 def file_trials(attention: PrismAttention, path: Path, device: torch.device) -> Iterator[Trial]:

@@ -1,6 +1,7 @@
-"""One rank of test_tensor_parallel.py, started by torch.distributed.run: MODEL_FOLDER OUT_FOLDER THRESHOLD.
+"""One rank of test_tensor_parallel.py, started by torch.distributed.run: MODEL_FOLDER OUT_FOLDER THRESHOLDS.
 
-Owns what a rank does: its share of the heads runs sparse, and it writes what it saw.
+THRESHOLDS: one a q head, separated by commas. Owns what a rank does: its share of the heads runs sparse, and it writes
+what it saw.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from tests.cpu.tiny_transformers import enable, token_ids
 
 
 @torch.no_grad()
-def main(folder: str, out: Path, threshold: float) -> None:
+def main(folder: str, out: Path, thresholds: list[float]) -> None:
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the argument moved into a DistributedConfig on the way to transformers 5.24
         model = AutoModelForCausalLM.from_pretrained(folder, tp_plan="auto").eval()
-    enabled = enable(model, threshold)
+    enabled = enable(model, high_threshold=thresholds, low_threshold=thresholds)
     attention = enabled.layers[0].attention
     shapes = []
     real = attention.backend.attend
@@ -43,4 +44,4 @@ def main(folder: str, out: Path, threshold: float) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]), [float(word) for word in sys.argv[3].split(",")])

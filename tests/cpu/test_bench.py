@@ -27,8 +27,8 @@ CPU = torch.device("cpu")
 
 
 def measure(bundle, **options):
-    defaults = {"lengths": (128, 200), "densities": (0.5,), "peers": None, "prism_src": None, "device": None}
-    defaults["flashprefill_lib"] = None
+    nothing = dict.fromkeys(("peers", "prism_src", "flashprefill_lib", "qkv", "device"))
+    defaults = {"lengths": (128, 200), "densities": (0.5,), **nothing}
     return command.measure(bundle, backend="reference", console=Console(width=100), **{**defaults, **options})
 
 
@@ -173,7 +173,12 @@ def test_the_device_asked_for_becomes_the_current_one(make_bundle, monkeypatch):
     monkeypatch.setattr(command, "cuda_device", torch.device)
     monkeypatch.setattr(torch.cuda, "set_device", steps.append)
     monkeypatch.setattr(command, "run_bench", lambda _bundle, plan, _show: steps.append(plan.device))
-    options = {"lengths": (128,), "densities": (0.5,), "peers": (), "prism_src": None, "flashprefill_lib": None}
+    options = {
+        "lengths": (128,),
+        "densities": (0.5,),
+        "peers": (),
+        **dict.fromkeys(("prism_src", "flashprefill_lib", "qkv")),
+    }
     command.measure(make_bundle(), backend="cuda", device="cuda:1", console=Console(), **options)
     assert steps == [torch.device("cuda", 1)] * 2
 

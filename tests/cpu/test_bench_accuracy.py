@@ -15,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.documents import load_documents
-from benchmarks.accuracy.evaluate import Setting, evaluate
+from benchmarks.accuracy.evaluate import evaluate
+from benchmarks.accuracy.settings import Setting, parse_setting
 from benchmarks.accuracy.smollm2 import SmolLM2
 from prism_gen.errors import ConfigError
 from prism_gen.model import SelectionSpec
@@ -113,10 +114,11 @@ def test_the_forward_pass_is_that_of_transformers(llama: LlamaForCausalLM, weigh
 
 
 SETTINGS = [
-    Setting("paper", SelectionSpec(block_sizes=((16, 16),), high_freq_threshold=0.5, low_freq_threshold=0.5)),
-    Setting("fine", SelectionSpec(block_sizes=((16, 16),), estimator="subblock", sub_block_q=4, threshold=0.5)),
-    Setting("group", SelectionSpec(block_sizes=((16, 16),), estimator="subblock", share="group", threshold=0.5)),
-    Setting("all", SelectionSpec(block_sizes=((16, 16),), estimator="subblock", threshold=1.0)),
+    Setting("paper", (SelectionSpec(block_sizes=((16, 16),), high_freq_threshold=0.5, low_freq_threshold=0.5),)),
+    Setting("fine", (SelectionSpec(block_sizes=((16, 16),), estimator="subblock", sub_block_q=4, threshold=0.5),)),
+    Setting("group", (SelectionSpec(block_sizes=((16, 16),), estimator="subblock", share="group", threshold=0.5),)),
+    parse_setting("mixed", {"layers": [{"block_size": "16x16"}, None]}),
+    Setting("all", (SelectionSpec(block_sizes=((16, 16),), estimator="subblock", threshold=1.0),)),
 ]
 
 
@@ -135,6 +137,9 @@ def test_both_ways_to_attend_record_the_same(weights: Path, docs: Path) -> None:
     assert by_name["all", "prose"]["density"] == 1
     assert by_name["all", "prose"]["mass"] == 1
     assert abs(by_name["all", "prose"]["increase_percent"]) < 1e-3
+    first, second = by_name["mixed", "prose"]["density_of_layers"]
+    assert first < second == 1
+    assert by_name["mixed", "prose"]["selections"][1] is None
     assert by_name["fine", "needle"]["density"] < 0.9
     assert by_name["fine", "needle"]["mass"] < 1
     assert "needle_nll" in by_name["fine", "needle"]
@@ -164,6 +169,7 @@ def test_the_command_appends_records_with_their_provenance(weights: Path, docs: 
         ({"--weights": "missing.gguf"}, "does not exist"),
         ({"--setting": "x={"}, "a setting cannot be read"),
         ({"--setting": 'x={"estimator": "best"}'}, "x: estimator is"),
+        ({"--setting": 'x={"layers": [null, null, null]}'}, "'x' has 3 layers"),
     ],
 )
 def test_mistakes_are_told(

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.accuracy import equal, plot
 from benchmarks.accuracy.equal import Point, density_at
+from benchmarks.accuracy.records import family
 
 
 def record(setting: str, document: str, density: float, increase: float, **selection: Any) -> dict[str, Any]:
@@ -82,6 +83,6 @@ def test_pictures_are_written(records: Path, tmp_path: Path) -> None:
 
 def test_a_curve_joins_thresholds_of_one_rule_alone() -> None:
     fine = record("x", "a", 0.1, 1.0)
-    assert plot.family(fine) == "sub-blocks 4x8 max, 64x64"
+    assert family(fine) == "sub-blocks 4x8 max, 64x64"
     shared = record("x", "a", 0.1, 1.0, share="group", exclude_forced=True, profile={}, block_sizes=[[32, 64]])
-    assert plot.family(shared) == "sub-blocks 4x8 max, shared by a group, forced excluded, 32x64"
+    assert family(shared) == "sub-blocks 4x8 max, shared by a group, forced excluded, 32x64"

@@ -16,7 +16,10 @@ from typer.testing import CliRunner
 from prism_gen.calibrate import curves as curves_module
 from prism_gen.calibrate.changes import directional_changes
 from prism_gen.calibrate.curves import measure_curves
+from prism_gen.calibrate.divergence import DensePredictions
+from prism_gen.calibrate.measured import measured_curves
 from prism_gen.calibrate.search import Target, calibrate, measure
+from prism_gen.calibrate.sparse import SparseRun, open_layers
 from prism_gen.cli import app
 from prism_gen.errors import ConfigError, UnsupportedError
 from prism_gen.integrations.calibration import parse_target
@@ -125,10 +128,47 @@ def test_a_profile_for_a_density_measures_what_it_says_through_prism_attention(m
     with_profile = msgspec.structs.replace(
         model.spec, selection=msgspec.structs.replace(SELECTION, profile=result.profile)
     )
-    assert measure(model, with_profile, texts) == result.measured
+    assert measure(model, open_layers(with_profile, None), texts) == result.measured
     for layer in range(2):
         attention = PrismAttention(None, with_profile, layer, backend="reference")
         assert attention.thresholds.values[:, 0].tolist() == pytest.approx(list(result.profile.thresholds[layer]))
+
+
+def test_measured_harm_is_what_one_list_changes_in_the_sparse_model(model: TextModel) -> None:
+    ids = model.ids(text(4), 120)
+    layers = open_layers(model.spec, None)
+    found = measured_curves(model, layers, [ids], 0.6)
+    assert found.thresholds.tolist() == [0.4, 0.6, 0.78, 0.89]  # four steps down would lie below the lowest
+    dense_log, sparse_log = (
+        torch.cat([logits for logits, _ in model.predictions(ids[None], run)], 1).log_softmax(-1)[0]
+        for run in (dense(model), SparseRun(layers, np.array([[0.6] * 4, [0.6, 0.78, 0.6, 0.6]])))
+    )
+    base = SparseRun(layers, np.full((2, 4), 0.6))
+    base_log = torch.cat([logits for logits, _ in model.predictions(ids[None], base)], 1).log_softmax(-1)[0]
+    expected = (dense_log.exp() * (base_log - sparse_log)).sum(-1).mean()
+    assert found.harm[1, 1, 2] == pytest.approx(float(expected), abs=1e-6)
+    assert not found.harm[..., 1].any()
+    assert found.density[1, :, 1].tolist() == pytest.approx(base.densities[1].tolist())
+
+
+def test_divergence_of_the_dense_model_from_itself_is_nothing(model: TextModel) -> None:
+    ids = model.ids(text(4), 120)[None]
+    predictions = DensePredictions(model.predictions(ids, dense(model)))
+    itself = predictions.distance(model.predictions(ids, dense(model)))
+    assert itself.divergence == pytest.approx([0.0], abs=1e-6)
+    assert itself.added_nll == (0.0,)
+
+
+@pytest.mark.parametrize("target", [Target("density", 0.6), Target("ppl", 5.0)], ids=["density", "ppl"])
+def test_measured_harm_reaches_targets_too(model: TextModel, target: Target) -> None:
+    texts, said = [model.ids(text(2), 100)], list[str]()
+    result = calibrate(model, texts, target, provenance={}, say=said.append, harm="measured")
+    assert result.profile.provenance["harm"] == "measured"
+    assert any("changes of one list" in words for words in said)
+    if target.kind == "density":
+        assert result.measured.density == pytest.approx(0.6, abs=0.1)
+    else:
+        assert result.measured.increase_percent <= 5.0
 
 
 def test_a_perplexity_target_is_met_with_few_blocks(model: TextModel) -> None:

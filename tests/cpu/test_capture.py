@@ -69,6 +69,26 @@ def test_padding_is_refused(tmp_path):
         model(ids, attention_mask=padding)
 
 
+@pytest.mark.parametrize("model_type", ["gpt_neox", "phi3", "cohere", "gemma2", "gemma3_text", "smollm3"])
+@torch.no_grad()
+def test_any_architecture_is_captured_and_computes_as_before(tmp_path, model_type):
+    """Whatever its softmax and its RoPE; layer 1 of each attends to everything."""
+    model, ids = tiny(model_type), token_ids(1, 40)
+    exact = model(ids).logits
+    with prism_gen.capture(model, [1], tmp_path) as files:
+        torch.testing.assert_close(model(ids).logits, exact, rtol=1e-4, atol=1e-4)
+    q, k, v, layer = read_qkv(files[1])
+    heads = model.config.num_attention_heads, model.config.num_key_value_heads
+    assert (layer, q.shape[:3], k.shape[:3], v.shape) == (1, (1, 40, heads[0]), (1, 40, heads[1]), k.shape)
+
+
+@torch.no_grad()
+def test_a_window_is_refused(tmp_path):
+    model = tiny("gemma3_text")
+    with pytest.raises(TensorError, match=r"layer 0[\s\S]*a window's"), prism_gen.capture(model, [0], tmp_path):
+        model(token_ids(1, 40))
+
+
 @pytest.mark.parametrize("layers", [[0, 2, 3], []], ids=["beyond", "none"])
 def test_layers_must_exist(tmp_path, layers):
     with (

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prism_gen.model import ModelSpec
 from prism_gen.runtime import PrismAttention, cuda, reference
-from prism_gen.runtime.cuda import CudaBackend, Workspace
+from prism_gen.runtime.cuda import COUNTER_STRIDE, NUM_COUNTERS, CudaBackend, TileCounters
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.pooled_keys import PooledKeys
 from prism_gen.runtime.reference_pool import pool, pool_chunk
@@ -89,7 +89,16 @@ def no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: SimpleNamespace(cuda_stream=0))
 
 
-@pytest.mark.usefixtures("no_stream")
+@pytest.fixture
+def counters(monkeypatch: pytest.MonkeyPatch, no_stream: None) -> TileCounters:
+    """New ones, of the CPU."""
+    made = TileCounters()
+    made.reserve(CPU)
+    monkeypatch.setattr(cuda, "TILE_COUNTERS", made)
+    return made
+
+
+@pytest.mark.usefixtures("counters")
 @pytest.mark.parametrize(
     "rules",
     [
@@ -102,9 +111,8 @@ def no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.parametrize("block_size", [(64, 64), (128, 64)], ids=str)
 def test_stages_launch_what_the_reference_means(
-    model: ModelSpec, block_size: tuple[int, int], rules: SelectRules, monkeypatch: pytest.MonkeyPatch
+    model: ModelSpec, block_size: tuple[int, int], rules: SelectRules
 ) -> None:
-    monkeypatch.setattr(cuda, "WORKSPACE", Workspace())
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, n, h, 64).bfloat16() for n, h in ((200, 9), (300, 3), (300, 3)))
     grid = BlockGrid(200, 300, *block_size)
@@ -149,26 +157,43 @@ def reference_stages(model: ModelSpec, q: Tensor, k: Tensor, grid: BlockGrid, ru
     )
 
 
-def test_workspace_is_kept_per_stream_and_grows(monkeypatch: pytest.MonkeyPatch, no_stream: None) -> None:
-    space = Workspace()
-    small = space.scratch(CPU, 10)
-    assert space.scratch(CPU, 8).data_ptr() == small.data_ptr()
-    assert space.scratch(CPU, 8).shape == (8,)
-    assert space.scratch(CPU, 20).shape == (20,)
-    counter = space.tile_counter(CPU)
-    assert space.tile_counter(CPU) is counter
+def test_a_stream_keeps_its_counter(monkeypatch: pytest.MonkeyPatch, counters: TileCounters) -> None:
+    first = counters.current(CPU)
+    assert counters.current(CPU) is first
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: SimpleNamespace(cuda_stream=1))
-    assert space.tile_counter(CPU) is not counter
+    other = counters.current(CPU)
+    assert other.data_ptr() - first.data_ptr() == 4 * COUNTER_STRIDE
+    counters.reserve(CPU)  # another layer's: nothing new
+    assert counters.current(CPU) is other
 
 
-def test_a_capture_shares_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, no_stream: None) -> None:
-    space = Workspace()
-    eager = space.tile_counter(CPU)
+def test_no_call_allocates_what_it_keeps(monkeypatch: pytest.MonkeyPatch, counters: TileCounters) -> None:
+    """torch.compile's CUDA graphs refuse memory of their pool that outlives a call."""
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "zeros", None)
+        counters.current(CPU)
+
+
+def test_streams_beyond_the_counters_zero_their_own(monkeypatch: pytest.MonkeyPatch, counters: TileCounters) -> None:
+    stream = SimpleNamespace(cuda_stream=0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: stream)
+    kept = []
+    for stream.cuda_stream in range(NUM_COUNTERS):
+        kept.append(counters.current(CPU).data_ptr())
+    assert len(set(kept)) == NUM_COUNTERS
+    stream.cuda_stream = NUM_COUNTERS
+    first, second = counters.current(CPU), counters.current(CPU)
+    assert first.data_ptr() != second.data_ptr()
+    assert (first.tolist(), second.tolist()) == ([0], [0])
+
+
+def test_a_capture_shares_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, counters: TileCounters) -> None:
+    eager = counters.current(CPU)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    first, second = space.tile_counter(CPU), space.tile_counter(CPU)
+    first, second = counters.current(CPU), counters.current(CPU)
     assert len({x.data_ptr() for x in (eager, first, second)}) == 3
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    assert space.tile_counter(CPU) is eager
+    assert counters.current(CPU) is eager
 
 
 def test_construction_resolves_each_stage_and_binds_it(
@@ -191,7 +216,10 @@ def test_construction_resolves_each_stage_and_binds_it(
         return Library(**exports)
 
     monkeypatch.setattr(Bundle, "module", module)
+    reserved: list[torch.device] = []
+    monkeypatch.setattr(cuda.TILE_COUNTERS, "reserve", reserved.append)
     attention = PrismAttention(make_bundle(), "smollm2", 5, block_size=(128, 64))
     assert opened == ["bf16-d64-h32-l48", "d64-h32-l48", "bf16-d64-b128x64"]
     assert (attention.backend.name, attention.device) == ("cuda", torch.device("cuda", 0))
+    assert reserved == [torch.device("cuda", 0)]
     assert [r.entry.spec.family for r in attention.resolutions] == ["pool", "select", "attend"]

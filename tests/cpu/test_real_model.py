@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("transformers", minversion="5.0")
 import prism_gen
-from examples.long_prompt import ask, read, read_prompt
+from examples.long_prompt import answer, answer_spans, read, read_prompt
 from prism_gen.integrations.pretrained import load_pretrained
 from prism_gen.model import SelectionSpec
 
@@ -31,11 +31,13 @@ def loaded():
     return load_pretrained(WEIGHTS, dtype=torch.float32, device="cpu")
 
 
-def readings(model, prompt):
-    """Dense, with the paper's estimator in blocks of 64, and the density of that."""
+PAPER, FINE = SelectionSpec(block_sizes=((64, 64),)), SelectionSpec(block_sizes=((64, 64),), estimator="subblock")
+
+
+def readings(model, prompt, selection):
+    """Dense, with a selection in blocks of 64, and the density of that."""
     model.set_attn_implementation("sdpa")
     dense = read(model, prompt)
-    selection = SelectionSpec(block_sizes=((64, 64),))
     enabled = prism_gen.enable(model, backend="reference", selection=selection, keep_stats=True)
     model.set_attn_implementation("prism")
     sparse = read(model, prompt)
@@ -46,19 +48,20 @@ def readings(model, prompt):
 def test_essay_costs_what_the_accuracy_harness_says(loaded):
     """method: +12.6 +- 0.5 % at a density of .273 +- .005, measured beside the harness."""
     model, tokenizer = loaded
-    dense, sparse, density = readings(model, read_prompt(Path(DOCS) / "essay.npz", tokenizer, None))
+    dense, sparse, density = readings(model, read_prompt(Path(DOCS) / "essay.npz", tokenizer, None), PAPER)
     assert dense.perplexity == pytest.approx(17.176, abs=0.01)
     assert 100 * (sparse.perplexity / dense.perplexity - 1) == pytest.approx(12.6, abs=0.5)
     assert density == pytest.approx(0.273, abs=0.005)
 
 
-def test_needles_are_found_and_written(loaded):
-    """Dense NLL .77 per answer digit, .88 with the paper's estimator, 2.30 by chance."""
+@pytest.mark.parametrize(("selection", "nll", "right"), [(PAPER, 0.87, 3), (FINE, 0.71, 5)], ids=["paper", "subblock"])
+def test_needles_are_found_and_written(loaded, selection, nll, right):
+    """Dense: NLL .77 per answer digit, 2.30 by chance; 5 of 16 codes written right by generate (docs/models.md)."""
     model, tokenizer = loaded
     prompt = read_prompt(Path(DOCS) / "niah.npz", tokenizer, None)
-    dense, sparse, _ = readings(model, prompt)
+    dense, sparse, _ = readings(model, prompt, selection)
     assert dense.needle[0] == pytest.approx(0.77, abs=0.02)
-    assert sparse.needle[0] == pytest.approx(0.88, abs=0.05)
-    question, answer = ask(prompt)
-    written = model.generate(question, max_new_tokens=len(answer), do_sample=False)[0, question.shape[1] :]
-    assert (written == answer).double().mean() >= 0.5
+    assert sparse.needle[0] == pytest.approx(nll, abs=0.05)
+    expected = torch.stack([prompt.ids[0, span] for span in answer_spans(prompt)])
+    written = answer(model, prompt)
+    assert int((written == expected).all(1).sum()) >= right - 1  # a digit that was nearly a draw, on another CPU

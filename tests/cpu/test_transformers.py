@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 
+import msgspec
 import pytest
 import torch
 
@@ -14,7 +15,9 @@ from transformers import DynamicCache, StaticCache
 import prism_gen
 from prism_gen.errors import TensorError, UnsupportedError
 from prism_gen.integrations.lazy_mask import Segment, _segments, real_ranges
+from prism_gen.runtime import load_bundle
 from tests.cpu.tiny_transformers import enable, tiny, token_ids
+from tests.crossovers import write_crossover
 
 SPARSE, DECODE = "sparse", "dense: decode, or a chunk shorter than a block"
 
@@ -296,6 +299,30 @@ def test_a_tuned_bundle_says_how_short_is_short(model, monkeypatch, measured, le
     bundle = Bundle.__new__(Bundle)
     assert integration._crossover(bundle, model, (128, 64)) == least
     assert asked == ["bf16-d64-b128x64"]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "block_size", "density", "least"),
+    [
+        ("NVIDIA H200", (64, 64), None, 700),
+        ("NVIDIA H200", (64, 64), 0.05, 300),
+        ("NVIDIA H200", (64, 64), 0.6, 701),
+        ("NVIDIA H200", (128, 64), None, 4096),
+        ("NVIDIA H100", (64, 64), None, 4096),
+    ],
+    ids=["measured", "the model's own density", "beyond what was measured", "other blocks", "other gpu"],
+)
+def test_the_crossover_in_a_manifest_is_found(model, make_bundle, monkeypatch, gpu, block_size, density, least):
+    """As `build --tuning` writes it: on an H200, in blocks of 64x64, sparse wins at 700 tokens, not at 300."""
+    from prism_gen.integrations import transformers as integration
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: gpu)
+    path = make_bundle()
+    write_crossover(path, "NVIDIA H200", "bf16-d64-b64x64", {300: 0.1, 700: 0.5})
+    selection = msgspec.structs.replace(model.selection, density=density)
+    same = msgspec.structs.replace(model, selection=selection)
+    assert integration._crossover(load_bundle(path), same, block_size) == least
 
 
 @torch.no_grad()

@@ -76,7 +76,8 @@ def enable(model: PreTrainedModel, threshold: float = 1.0, **options: Any) -> En
 
     options: of prism_gen.enable, and fields of the SelectionSpec.
     """
-    of_enable = {name: options.pop(name) for name in ("min_queries", "min_keys", "keep_stats") if name in options}
+    names = ("min_queries", "min_keys", "keep_stats", "high_threshold", "low_threshold")
+    of_enable = {name: options.pop(name) for name in names if name in options}
     thresholds = dict.fromkeys(("high_freq_threshold", "low_freq_threshold", "threshold"), threshold)
     selection = SelectionSpec(block_sizes=(BLOCKS,), **thresholds, **options)
     enabled = prism_gen.enable(model, backend="reference", selection=selection, **of_enable)

@@ -8,6 +8,7 @@ The bundle is $PRISM_TEST_BUNDLE, or generated/gpu-tests, which is built where i
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -41,4 +42,24 @@ def bundle() -> Bundle:
         models = [word for name in CONFIGS for word in ("-m", str(REPOSITORY / "tests" / "models" / name))]
         options = ["--block-size", "64x64,128x64,128x128", "--out", str(path)]
         subprocess.run([sys.executable, "-m", "prism_gen", "build", *models, *options], cwd=REPOSITORY, check=True)
+    return load_bundle(path)
+
+
+@pytest.fixture(scope="session")
+def fine_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A 64-dim and a 128-dim model with sub-blocks of 4 x 8: $PRISM_TEST_FINE_BUNDLE, or built into generated/."""
+    from prism_gen.runtime import load_bundle
+
+    path = Path(os.environ.get("PRISM_TEST_FINE_BUNDLE", REPOSITORY / "generated" / "gpu-fine-tests"))
+    if not path.exists():
+        models = []
+        for name in CONFIGS:
+            config = json.loads((REPOSITORY / "tests" / "models" / name).read_text())
+            config["prism"] = {"estimator": "subblock", "sub_block_q": 4, "fused_rope": True}
+            written = tmp_path_factory.mktemp("fine") / name
+            written.write_text(json.dumps(config))
+            models += ["-m", str(written)]
+        options = ["--block-size", "64x64,128x64", "--out", str(path)]
+        command = [sys.executable, "-m", "prism_gen", "build", *models, *options]
+        subprocess.run(command, cwd=REPOSITORY, check=True)
     return load_bundle(path)

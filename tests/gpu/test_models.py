@@ -1,7 +1,9 @@
-"""Operators and a transformers model with real kernels: opcheck, compiled, captured, cached, padded, generated."""
+"""A transformers model with real kernels: padded, cached, generated, compiled; and from which length on."""
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,62 +16,12 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 import prism_gen  # noqa: E402
 from prism_gen.integrations.transformers import Enabled  # noqa: E402
 from prism_gen.model import SelectionSpec  # noqa: E402
-from prism_gen.runtime import Bundle, PrismAttention, ops  # noqa: E402
+from prism_gen.runtime import Bundle  # noqa: E402
+from tests.crossovers import write_crossover  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 
-NAME = "gpu-ops"
 BLOCKS = (128, 128)
-TOKENS = 1500
-
-
-@pytest.fixture(scope="module")
-def attention(bundle: Bundle) -> PrismAttention:
-    """The 128-dim model in blocks of 128x128, registered under NAME."""
-    made = PrismAttention(bundle, bundle.manifest.models[1], block_size=BLOCKS, high_threshold=0.7, low_threshold=0.7)
-    ops.register(made, NAME)
-    return made
-
-
-def qkv(seed: int, tokens: int = TOKENS) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator("cuda").manual_seed(seed)
-    shapes = [(1, tokens, heads, 128) for heads in (32, 8, 8)]
-    q, k, v = (torch.randn(shape, device="cuda", generator=generator).bfloat16() for shape in shapes)
-    return q, k, v
-
-
-def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    return ops.attention(q, k, v, kernels=NAME)
-
-
-def test_opcheck(attention: PrismAttention) -> None:
-    """select leaves what follows a row's count unwritten, so its outputs are not compared between two runs."""
-    q, k, v = qkv(0)
-    pooled = torch.ops.prism_gen.pool(q, k, NAME)
-    lists = torch.ops.prism_gen.select(*pooled, q.shape[1], k.shape[1], NAME)
-    torch.library.opcheck(ops.pool, (q, k, NAME))
-    without_values = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(ops.select, (*pooled, q.shape[1], k.shape[1], NAME), test_utils=without_values)
-    torch.library.opcheck(ops.attend, (q, k, v, *lists, NAME, None, True))
-
-
-def test_compiles_into_one_graph(attention: PrismAttention) -> None:
-    compiled = torch.compile(lambda q, k, v: run(q, k, v) * 2, fullgraph=True)
-    tensors = qkv(1)
-    assert torch.equal(compiled(*tensors), attention(*tensors) * 2)
-
-
-def test_operators_are_captured_and_replayed(attention: PrismAttention) -> None:
-    tensors, others = qkv(2), qkv(3)
-    run(*tensors)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = run(*tensors)
-    for mine, other in zip(tensors, others, strict=True):
-        mine.copy_(other)
-    graph.replay()
-    assert torch.equal(out, attention(*others))
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +96,27 @@ def test_generate_after_chunks(model: Any, bundle: Bundle, kind: str) -> None:
     assert enabled.sparse_runs() == [3, 3]
 
 
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+def test_generate_compiles_chunks_of_a_static_cache(model: Any, bundle: Bundle, padded: bool) -> None:
+    """transformers does so on its own, with CUDA graphs; a prompt at once it leaves alone.
+
+    Everything is selected, so that only rounding differs: the compiler's between the layers is not eager bf16's.
+    """
+    ids = token_ids(2, 900)
+    padding = torch.ones_like(ids)
+    padding[0, :90] = 0 if padded else 1
+    enabled = enable(model, bundle)
+    options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    options |= {"cache_implementation": "static", "prefill_chunk_size": 512, "attention_mask": padding}
+    options |= {"return_dict_in_generate": True, "output_logits": True}
+    exact = model.generate(ids, disable_compile=True, **options).logits[0]
+    before = min(enabled.sparse_runs())
+    torch.compiler.reset()
+    for _ in range(3):  # warmed up, recorded, replayed
+        assert_near(model.generate(ids, **options).logits[0], exact)
+    assert min(enabled.sparse_runs()) > before > 0
+
+
 @torch.no_grad()
 def test_the_model_compiles_into_one_graph(model: Any, bundle: Bundle) -> None:
     ids = token_ids(1, 1024)
@@ -152,3 +125,18 @@ def test_the_model_compiles_into_one_graph(model: Any, bundle: Bundle) -> None:
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(ids, use_cache=True).logits, eager)
     assert enabled.sparse_runs() == [2, 2]
+
+
+@torch.no_grad()
+def test_a_tuned_bundle_says_from_where_on(model: Any, bundle: Bundle, tmp_path: Path) -> None:
+    """A copy of the bundle whose manifest holds what `build --tuning` writes: sparse wins at 700 tokens, not at 300."""
+    path = tmp_path / "tuned"
+    shutil.copytree(bundle.path, path)
+    write_crossover(path, torch.cuda.get_device_name(), "bf16-d128-b128x128", {300: 0.1, 700: 0.5})
+    selection = SelectionSpec(block_sizes=(BLOCKS,))
+    enabled = prism_gen.enable(model, path, selection=selection)
+    model.set_attn_implementation("prism")
+    assert "prompts under 700 tokens are dense" in str(enabled)
+    for tokens in (699, 700):
+        model(token_ids(1, tokens))
+    assert enabled.calls() == [{"dense: fewer than 700 tokens": 1, "sparse": 1}] * 2
