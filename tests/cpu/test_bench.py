@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from prism_gen.bench import command, run
-from prism_gen.bench.figures import OURS, read_run
+from prism_gen.bench.figures import OURS, read_run, write_run
 from prism_gen.bench.peers import Peer
 from prism_gen.bench.workloads import calls_for
 from prism_gen.errors import UnsupportedError
@@ -108,6 +108,17 @@ def test_a_peer_that_fails_or_is_wrong_is_skipped_and_the_rest_is_timed(make_bun
     assert "differs from ours by 0.1" in figures["wrong"].skipped
     assert figures["broken"].skipped == "failed: ValueError: no such tile"
     assert "differs from ours by 1" in figures["zeros"].skipped  # a dense peer is compared on every block
+
+
+def test_a_comparison_of_runs_with_other_peers_says_so(make_bundle, tmp_path, capsys):
+    found = measure(make_bundle(), lengths=(200,))
+    peer = msgspec.structs.replace(found.figures[-1], who="fa4-sparse")
+    write_run(tmp_path / "old.json", msgspec.structs.replace(found, figures=(*found.figures, peer)))
+    assert command.guard(tmp_path / "old.json", found, 0.05, Console(width=100))
+    assert "not in both runs: fa4-sparse" in capsys.readouterr().out
+    write_run(tmp_path / "same.json", found)
+    assert command.guard(tmp_path / "same.json", found, 0.05, Console(width=100))
+    assert "not in both runs" not in capsys.readouterr().out
 
 
 def test_an_interrupted_run_reports_what_it_took(make_bundle, tmp_path, capsys):
