@@ -38,8 +38,9 @@ ATTEND_Q_STAGES = (1, 2)
 FEWER_KV_STAGES = (0, 1)  # the deepest ring that fits, and one slot less
 WARP_GROUP_ROWS = 64  # M of wgmma
 MIN_KV_STAGES = 4  # a K and a V tile at work and as many on their way
-SUBPOOL_THREADS = (128, 256, 512)
+SUBPOOL_UNITS = (8, 16, 32)  # means of a CTA
 SCORE_WARP_GROUPS = (2, 3, 4)
+MIN_SCORE_K_STAGES = 2  # a tile of sub-columns at work and one on its way
 SELECT_CTAS_PER_SM = (-1, 0, 1)  # beside the default of each shape
 
 
@@ -117,8 +118,9 @@ def _select(spec: KernelSpec) -> list[Any]:
     return found
 
 
-def _subpool(_spec: KernelSpec) -> list[Any]:
-    return [SubpoolSchedule(threads=threads) for threads in SUBPOOL_THREADS]
+def _subpool(spec: KernelSpec) -> list[Any]:
+    unit = spec.problem.head_dim // 8
+    return [SubpoolSchedule(threads=units * unit) for units in SUBPOOL_UNITS]
 
 
 def _score(spec: KernelSpec) -> list[Any]:
@@ -128,7 +130,8 @@ def _score(spec: KernelSpec) -> list[Any]:
         used = warp_groups * score.ROWS_PER_WARP_GROUP * spec.problem.head_dim * score.MEAN_BYTES + score.METADATA_BYTES
         tile = score.TILE_COLUMNS * spec.problem.head_dim * score.MEAN_BYTES
         k_stages = (arch(spec.arch).smem_limit_bytes - used) // tile - fewer
-        found.append(ScoreSchedule(warp_groups=warp_groups, k_stages=k_stages))
+        if k_stages >= MIN_SCORE_K_STAGES:
+            found.append(ScoreSchedule(warp_groups=warp_groups, k_stages=k_stages))
     return found
 
 

@@ -207,12 +207,9 @@ def _print_kernels(kernels: Sequence[KernelSpec], bundle: Manifest | None, conso
 
 def _state(spec: KernelSpec, bundle: Manifest) -> str:
     """Whether a bundle holds a kernel for the same problem: with the default schedule, or one that was measured."""
-    same = [
-        e for e in bundle.kernels if (e.spec.family, e.arch, e.spec.problem) == (spec.family, spec.arch, spec.problem)
-    ]
-    if not same:
-        return MISSING
-    return "yes" if any(entry.key == spec.key for entry in same) else "yes, tuned"
+    wanted = (spec.family, spec.arch, spec.problem)
+    same = [entry.key for entry in bundle.kernels if (entry.spec.family, entry.arch, entry.spec.problem) == wanted]
+    return MISSING if not same else "yes" if spec.key in same else "yes, tuned"
 
 
 def _member(split: Bands, dims: Sequence[int]) -> str:

@@ -5,13 +5,14 @@ Owns asking git, and reading its files where there is no git. Must not import an
 
 from __future__ import annotations
 
-import os
+import shutil
 import subprocess
 from pathlib import Path
 
 SOURCES = ("prism_gen", "templates")  # what a bundle depends on: an edited README does not make it dirty
 DIRTY = "-dirty"  # behind the commit, as git describe --dirty writes it
-GIT = ("git", "-c", "core.fsmonitor=false", "--no-optional-locks")  # starts nothing and writes nothing
+# Starts nothing and writes nothing; a checkout whose code runs here already may belong to anybody.
+GIT_OPTIONS = ("-c", "core.fsmonitor=false", "-c", "safe.directory=*", "--no-optional-locks")
 GIT_TIMEOUT_S = 5.0  # status of this tree takes some 10 ms
 
 
@@ -41,16 +42,13 @@ def short(commit: str) -> str:
 
 
 def _git(checkout: Path, *command: str) -> str:
-    # Within a hook of another repository these would name that one.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    """What git prints. Its environment is empty: within a hook it would name another repository. Raises: OSError."""
+    git = shutil.which("git")
+    if git is None:
+        raise FileNotFoundError("git")
+    whole = [git, *GIT_OPTIONS, *command]
     done = subprocess.run(
-        [*GIT, *command],
-        cwd=checkout,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=GIT_TIMEOUT_S,
-        check=True,
+        whole, cwd=checkout, env={}, capture_output=True, text=True, timeout=GIT_TIMEOUT_S, check=True
     )
     return done.stdout.strip()
 

@@ -144,10 +144,17 @@ ROWS: tuple[Row, ...] = (
     _select(192),
     _select(256),
     _subpool(64, threads=256),
+    _subpool(96, threads=192),
     _subpool(128, threads=256),
-    # Four warp groups fill the registers, k_stages shared memory or what hides its latency.
+    _subpool(192, threads=192),
+    _subpool(256, threads=256),
+    # Four warp groups fill the registers, k_stages shared memory or what hides its latency. 192 and 256: three groups
+    # leave room for three tiles, and for two.
     _score(64, warp_groups=4, k_stages=8),
+    _score(96, warp_groups=4, k_stages=7),
     _score(128, warp_groups=4, k_stages=5),
+    _score(192, warp_groups=3, k_stages=3),
+    _score(256, warp_groups=3, k_stages=2),
     # kv_stages fill shared memory beside Q, or hold four steps. 64: exponentials take as long as products, so two warps
     # a scheduler leave both idle; steps of 64 keys leave registers for a second team. 192 and 256: the accumulators
     # leave registers for 64 keys; at 256 a second Q tile would leave three slots, too few to load ahead. LONG: two CTAs

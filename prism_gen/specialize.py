@@ -75,26 +75,28 @@ def score_problem(model: ModelSpec, block_size: tuple[int, int], fine: SubBlocks
 def layer_problems(model: ModelSpec, block_size: tuple[int, int]) -> dict[str, Problem]:
     """Family -> what it computes for a full-attention layer of `model` at one (q, k) block size.
 
-    Raises: UnsupportedError as block_pair_scoring does, and where rotate would have to pool sub-blocks.
+    Raises: UnsupportedError as block_pair_scoring does.
     """
     scoring = block_pair_scoring(model, block_size)
     attend = attend_problem(model, block_size)
     if isinstance(scoring, SubBlocks):
-        if model.selection.fused_rope:
-            raise UnsupportedError(
-                f"fused_rope with estimator {model.selection.estimator!r}: rotate pools whole blocks",
-                exists='fused_rope with estimator "paper"',
-                fix="leave fused_rope out of the prism object, or choose the other estimator",
-            )
-        subpool = SubpoolProblem(dtype=model.dtype, head_dim=model.head_dim)
-        return {"subpool": subpool, "score": score_problem(model, block_size, scoring), "attend": attend}
-    high, low = tuple(scoring.high_dims), tuple(scoring.low_dims)
-    problems: dict[str, Problem] = {
-        "pool": PoolProblem(dtype=model.dtype, head_dim=model.head_dim, high_dims=high, low_dims=low),
-        "select": SelectProblem(head_dim=model.head_dim, high_dims=high, low_dims=low),
-        "attend": attend,
-    }
-    return problems | ({"rotate": rotate_problem(model, scoring)} if model.selection.fused_rope else {})
+        problems: dict[str, Problem] = {
+            "subpool": SubpoolProblem(dtype=model.dtype, head_dim=model.head_dim),
+            "score": score_problem(model, block_size, scoring),
+            "attend": attend,
+        }
+    else:
+        high, low = tuple(scoring.high_dims), tuple(scoring.low_dims)
+        problems = {
+            "pool": PoolProblem(dtype=model.dtype, head_dim=model.head_dim, high_dims=high, low_dims=low),
+            "select": SelectProblem(head_dim=model.head_dim, high_dims=high, low_dims=low),
+            "attend": attend,
+        }
+    if not model.selection.fused_rope:
+        return problems
+    # Sub-blocks are pooled without bands: those of one block size, so that one rotate serves all.
+    split = block_pair_bands(model, model.selection.block_sizes[0]) if isinstance(scoring, SubBlocks) else scoring
+    return problems | {"rotate": rotate_problem(model, split)}
 
 
 def specialize(model: ModelSpec, archs: Sequence[str]) -> tuple[KernelSpec, ...]:

@@ -33,18 +33,30 @@ KINDS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints a Markdown table a shape, and draws where asked."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.equal_perplexity.plot", description=__doc__)
-    parser.add_argument("records", type=Path, help="JSON lines of python -m benchmarks.equal_perplexity")
+    parser.add_argument("records", type=Path, nargs="+", help="JSON lines of python -m benchmarks.equal_perplexity")
+    parser.add_argument("--title", action="append", default=[], help="WAY=TITLE: another name for a way")
     parser.add_argument("--picture", type=Path, help="PNG to write")
+    parser.add_argument("--without", action="append", default=[], help="a way to leave out")
     options = parser.parse_args(arguments)
-    lines = [json.loads(line) for line in options.records.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for path in options.records for line in path.read_text(encoding="utf-8").splitlines()]
     percent = next(line["percent"] for line in lines if "percent" in line)
     records = [line for line in lines if line.get("way") and line.get("of", "") in ("", line["way"])]
+    records = [line for i, line in enumerate(records) if line["way"] != "dense" or not _seen(line, records[:i])]
+    records = [record for record in records if record["way"] not in options.without]
+    names = dict(text.partition("=")[::2] for text in options.title)
+    records = [{**record, "way": names.get(record["way"], record["way"])} for record in records]
     for shape in shapes(records):
         print(f"{title(shape)}\n\n{table(records, shape)}\n")
     if options.picture:
         with mpl.rc_context({"font.family": "sans-serif", "font.size": 9, "text.color": INK, "axes.edgecolor": RULE}):
             draw(records, percent).savefig(options.picture, dpi=DPI, facecolor="white")
     return 0
+
+
+def _seen(dense: Record, before: Sequence[Record]) -> bool:
+    """Whether an earlier file has dense attention at this shape and length; a mixture keeps the ratio to its own."""
+    place = ("way", "heads", "head_dim", "tokens")
+    return any(all(record[key] == dense[key] for key in place) for record in before)
 
 
 def shapes(records: Sequence[Record]) -> list[Shape]:
@@ -78,8 +90,8 @@ def draw(records: Sequence[Record], percent: float) -> Figure:
     panels = figure.subplots(1, len(known), squeeze=False)[0]
     for axis, shape in zip(panels, known, strict=True):
         _panel(axis, _of(records, shape))
-        axis.set_title(title(shape), loc="left", fontweight="bold", fontsize=9)
-    panels[0].set_ylabel(f"times as fast as dense, +{percent:g} % perplexity", color=INK)
+        axis.set_title(f"{title(shape)} (figures: ms)", loc="left", fontweight="bold", fontsize=9)
+    panels[0].set_ylabel(f"times as fast as dense, +{percent:.2g} % perplexity", color=INK)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(KINDS), frameon=False)
     return figure
@@ -95,11 +107,10 @@ def _panel(axis: Axes, records: Sequence[Record]) -> None:
             mine = min((r for r in here if r["way"].startswith(start)), key=lambda record: record["ms"], default=None)
             if mine is None:
                 continue
-            dense = next(record["ms"] for record in here if record["way"] == "dense")
             left = place + (index - (len(kinds) - 1) / 2) * width
             label = name if place == 0 else None
-            bar = axis.bar(left, dense / mine["ms"], width=0.92 * width, color=colour, label=label)
-            axis.bar_label(bar, labels=[f"{_ms(mine['ms'])}"], fontsize=6.5, color=QUIET, padding=1)
+            bar = axis.bar(left, mine.get("times_dense", 1.0), width=0.92 * width, color=colour, label=label)
+            axis.bar_label(bar, labels=[f"{mine['ms']:.3g}"], fontsize=6.5, color=QUIET, padding=1)
     axis.set_xticks(range(len(lengths)), [f"{_tokens(tokens)} tokens" for tokens in lengths])
     axis.grid(axis="y", color=RULE, linewidth=0.5)
     axis.set_axisbelow(True)

@@ -137,7 +137,14 @@ def _table(run: BenchRun, label: str) -> Table:
 
 def guard(old: Path, run: BenchRun, fail_over: float, console: Console) -> bool:
     """Whether nothing of ours became slower than the old run by more than fail_over and noise."""
-    changes = compare(read_run(old), run, fail_over)
+    before = read_run(old)
+    changes = compare(before, run, fail_over)
+    peers = [{figure.who for figure in each.timed()} for each in (before, run)]
+    if peers[0] != peers[1]:
+        words = (
+            f"not in both runs: {', '.join(sorted(peers[0] ^ peers[1]))}; ours shares clocks and caches with its peers"
+        )
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
     console.print(_changes_table(changes))
     failed = sum(change.failed for change in changes)
     words = f"{failed} of {len(changes)} figures are slower" if failed else f"none of {len(changes)} figures is slower"

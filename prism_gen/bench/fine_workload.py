@@ -39,7 +39,7 @@ class FineProblem(NamedTuple):
     def run_subpool(self) -> None:
         """Launches subpool on q and k."""
         b = self.buffers
-        self.subpool.launch(self.q, self.k, b["q_sub"], b["k_sub"], *self.fine, 0)
+        self.subpool.launch(self.q, self.k, b["q_sub"], b["k_sub"], *self.fine, 0, None, None)
 
     def run_score(self) -> None:
         """Launches score on what subpool left."""
@@ -101,7 +101,7 @@ def subpool_calls(
         torch.empty(batch, count, n, head_dim, dtype=torch.float16, device=device)
         for count, n in zip(heads, rows, strict=True)
     ]
-    return [partial(kernel.launch, q, k, *outputs, *FINE, 0) for kernel in kernels]
+    return [partial(kernel.launch, q, k, *outputs, *FINE, 0, None, None) for kernel in kernels]
 
 
 def score_calls(

@@ -8,8 +8,7 @@ Over a text the first part averages out where the model is trained, and is noise
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,35 +16,15 @@ from torch import Tensor
 
 from prism_gen.calibrate.allocate import Array, Curves
 from prism_gen.calibrate.changes import directional_changes
-from prism_gen.calibrate.divergence import Predictions
-from prism_gen.model import ModelSpec
+from prism_gen.calibrate.model import Attention, CausalModel
+from prism_gen.calibrate.sparse import dense_run
 from prism_gen.runtime.attention import PrismAttention
 from prism_gen.runtime.connect import model_rules
-from prism_gen.runtime.masked import dense_attention
 from prism_gen.runtime.reference_cut import select_from_fixed
 from prism_gen.runtime.results import Stats
 
-# Layer, q [batch, tokens, num_q_heads, head_dim], k and v [batch, tokens, num_kv_heads, head_dim], post-RoPE -> like q.
-Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 # The steps of the search: even in what a cut leaves behind (1 - threshold), about a factor of 1.4 each.
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.78, 0.84, 0.89, 0.92, 0.945, 0.96, 0.972, 0.98, 0.986, 0.99, 0.993, 0.995, 1.0)
-
-
-class CausalModel(Protocol):
-    """A decoder whose attention is a callable, with gradients through it."""
-
-    @property
-    def spec(self) -> ModelSpec:
-        """Its shapes, and the selection that is calibrated."""
-        ...
-
-    def nll(self, ids: Tensor, attention: Attention) -> Tensor:
-        """Negative log-likelihood of each next token, [batch, tokens - 1]; ids: int64 [batch, tokens]."""
-        ...
-
-    def predictions(self, ids: Tensor, attention: Attention) -> Predictions:
-        """Its logits, in parts, and the tokens that follow."""
-        ...
 
 
 def measure_curves(
@@ -56,12 +35,12 @@ def measure_curves(
     layers: the selection of each layer on the reference backend; None for one that attends to everything, whose harm
     and density are 0. texts: ids, int64 [tokens], on the model's device.
     """
-    lists, scale = model.spec.num_lists, _scale(model.spec)
-    harm = np.zeros((len(layers), lists, len(thresholds)))
+    harm = np.zeros((len(layers), model.spec.num_lists, len(thresholds)))
     density = np.zeros_like(harm)
     for ids in texts:
         gradients = _output_gradients(model, ids)
-        probe = _Probe(layers, gradients, thresholds, harm, density, weight=1 / len(texts), softmax_scale=scale)
+        dense = dense_run(model.spec)
+        probe = _Probe(dense, layers, gradients, thresholds, harm, density, weight=1 / len(texts))
         with torch.no_grad():
             model.nll(ids[None], probe)
     return Curves(np.asarray(thresholds, dtype=np.float64), harm, density)
@@ -70,19 +49,15 @@ def measure_curves(
 def _output_gradients(model: CausalModel, ids: Tensor) -> list[Tensor]:
     """Of the summed loss with respect to each layer's attention output, [tokens, num_q_heads, head_dim]."""
     shifts: list[Tensor] = []
-    scale = _scale(model.spec)
+    dense = dense_run(model.spec)
 
     def shifted(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         shifts.append(torch.zeros_like(q, requires_grad=True))
-        return dense_attention(q, k, v, softmax_scale=scale) + shifts[-1]
+        return dense(layer, q, k, v) + shifts[-1]
 
     with torch.enable_grad():
         total = model.nll(ids[None], shifted).sum()
         return [gradient[0] for gradient in torch.autograd.grad(total, shifts)]
-
-
-def _scale(spec: ModelSpec) -> float:
-    return spec.softmax_scale or spec.head_dim**-0.5
 
 
 class _Probe:
@@ -90,6 +65,7 @@ class _Probe:
 
     def __init__(
         self,
+        dense: Attention,
         layers: Sequence[PrismAttention | None],
         gradients: Sequence[Tensor],
         thresholds: Sequence[float],
@@ -97,15 +73,13 @@ class _Probe:
         density: Array,
         *,
         weight: float,
-        softmax_scale: float,
     ) -> None:
-        self._layers, self._gradients, self._thresholds = layers, gradients, thresholds
-        self._scale = softmax_scale
+        self._dense, self._layers, self._gradients, self._thresholds = dense, layers, gradients, thresholds
         self._harm, self._density, self._weight = harm, density, weight
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         attention = self._layers[layer]
-        dense = dense_attention(q, k, v, softmax_scale=self._scale)
+        dense = self._dense(layer, q, k, v)
         if attention is None:
             return dense
         scored = attention.select(attention.pool(q, k), with_probs=True)
@@ -114,7 +88,9 @@ class _Probe:
         rules = model_rules(attention.model.selection)
         cuts = (torch.full((num_lists, bands), threshold, device=q.device) for threshold in self._thresholds)
         selections = [select_from_fixed(scored.probs, cut, scored.grid, rules) for cut in cuts]
-        changes = directional_changes(q, k, v, self._gradients[layer], selections, softmax_scale=self._scale)
+        changes = directional_changes(
+            q, k, v, self._gradients[layer], selections, softmax_scale=attention.softmax_scale
+        )
         harm = changes.square().sum(-1) / (2 * q.shape[1])  # [num_q_heads, thresholds]
         self._harm[layer] += self._weight * harm.reshape(num_lists, -1, len(selections)).sum(1).double().cpu().numpy()
         density = torch.stack([Stats.of(selection).density[0] for selection in selections], dim=-1)

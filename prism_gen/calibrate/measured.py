@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from prism_gen.calibrate.allocate import Array, Curves
-from prism_gen.calibrate.curves import THRESHOLDS, CausalModel
+from prism_gen.calibrate.curves import THRESHOLDS
 from prism_gen.calibrate.divergence import DensePredictions
+from prism_gen.calibrate.model import CausalModel
 from prism_gen.calibrate.sparse import SparseRun, dense_run
 from prism_gen.runtime.attention import PrismAttention
 

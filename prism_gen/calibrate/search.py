@@ -16,8 +16,9 @@ from torch import Tensor
 
 from prism_gen import __version__
 from prism_gen.calibrate.allocate import Array, Curves, allocate, expected_density
-from prism_gen.calibrate.curves import THRESHOLDS, CausalModel, measure_curves
+from prism_gen.calibrate.curves import THRESHOLDS, measure_curves
 from prism_gen.calibrate.measured import AROUND, measured_curves
+from prism_gen.calibrate.model import CausalModel
 from prism_gen.calibrate.sparse import SparseRun, dense_run, open_layers
 from prism_gen.errors import ConfigError, UnsupportedError
 from prism_gen.model import ModelSpec

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from prism_gen.calibrate.allocate import Array
-from prism_gen.calibrate.curves import Attention
+from prism_gen.calibrate.model import Attention
 from prism_gen.model import ModelSpec
 from prism_gen.runtime.attention import PrismAttention
 from prism_gen.runtime.checks import TORCH_DTYPES

@@ -6,7 +6,7 @@ Owns the calling convention of templates/README.md for the first two. Never sync
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,10 +33,18 @@ class CudaSubBlockBackend:
     means = MeansFormat(torch.float16, TILE_COLUMNS)
 
     def __init__(
-        self, *, subpool: Any, score: Any, attend: Any, sub_blocks: SubBlocks, rules: SelectRules = PAPER_RULES
+        self,
+        *,
+        subpool: Any,
+        score: Any,
+        attend: Any,
+        sub_blocks: SubBlocks,
+        rotate: Any | None = None,
+        rules: SelectRules = PAPER_RULES,
     ) -> None:
-        """Binds the exported functions of the modules once."""
+        """Binds the exported functions of the modules once. rotate: None where the model does not ask for it."""
         self._subpool = subpool.get_function("subpool")
+        self._rotate = None if rotate is None else rotate.get_function("rotate_sub_blocks")
         self._score = score.get_function("score")
         self._scratch_floats = score.get_function("scratch_floats")
         self._attend = attend.get_function("attend")
@@ -44,29 +52,34 @@ class CudaSubBlockBackend:
         self._rules = rules
 
     def pool(self, q: Tensor, k: Tensor, grid: BlockGrid, cache: PooledKeys | None = None) -> Pooled:
-        """See Backend.pool. One launch; a sub-block that a cache holds in part is pooled again from its first token."""
-        fine = self._sub_blocks
-        q_mean = _empty_means(q, -(-q.shape[1] // fine.q))
-        if cache is None:
-            k_mean, start = _empty_means(k, self.means.num_means(k.shape[1], fine.k)), 0
-        else:
-            k_mean, start = cache.mean, cache.num_tokens
-        self._subpool(q, k, q_mean, k_mean, fine.q, fine.k, start)
-        if cache is not None:
-            cache.advance(grid.seqlen_k)
-        # Two tensors: an operator's outputs may not share memory, and torch asks where even nothing lies.
-        q_energy, k_energy = (torch.empty(*x.shape[:3], 0, dtype=x.dtype, device=x.device) for x in (q_mean, k_mean))
-        return Pooled(q_mean, k_mean, q_energy, k_energy, grid)
+        """See Backend.pool. One launch."""
+        outputs = self._outputs(q, k, cache)
+        self._subpool(q, k if cache is None else k[:, cache.num_tokens :], *outputs)
+        return _pooled(outputs, grid, cache)
 
     def rotate_and_pool(
         self, x: BeforeRope, k_out: Tensor, grid: BlockGrid, cache: PooledKeys | None = None
-    ) -> NoReturn:
-        """Raises: UnsupportedError, because rotate pools whole blocks."""
-        raise UnsupportedError(
-            "no kernel rotates and pools sub-blocks in one pass",
-            exists="subpool, score, attend",
-            fix='rotate first and call pool, or choose estimator "paper"',
-        )
+    ) -> tuple[Tensor, Pooled]:
+        """See Backend.rotate_and_pool. One launch. q comes back contiguous whatever its strides were."""
+        if self._rotate is None:
+            raise UnsupportedError(
+                "this model's kernels were resolved without rotate",
+                exists="subpool, score, attend",
+                fix='set "fused_rope": true in the prism object of its config.json, and build again',
+            )
+        q = torch.empty(x.q.shape, dtype=x.q.dtype, device=x.q.device)
+        outputs = self._outputs(x.q, x.k, cache)
+        self._rotate(*x, q, k_out, *outputs)
+        return q, _pooled(outputs, grid, cache)
+
+    def _outputs(self, q: Tensor, k: Tensor, cache: PooledKeys | None) -> _PoolOutputs:
+        """k: all keys, where no cache holds room for their means."""
+        fine = self._sub_blocks
+        q_sub = _empty_means(q, -(-q.shape[1] // fine.q))
+        if cache is None:
+            k_sub = _empty_means(k, self.means.num_means(k.shape[1], fine.k))
+            return _PoolOutputs(q_sub, k_sub, fine.q, fine.k, 0, None, None)
+        return _PoolOutputs(q_sub, cache.mean, fine.q, fine.k, cache.num_tokens, cache.tail, cache.next_tail)
 
     def select(self, pooled: Pooled, thresholds: Tensor, *, softmax_scale: float, with_probs: bool) -> Selection:
         """See Backend.select; two launches. What follows a row's block_counts in block_indices is not written."""
@@ -105,6 +118,28 @@ class CudaSubBlockBackend:
     ) -> tuple[Tensor, Tensor | None]:
         """See Backend.attend."""
         return launch_attend(self._attend, q, k, v, selection, softmax_scale=softmax_scale, return_lse=return_lse)
+
+
+class _PoolOutputs(NamedTuple):
+    """The arguments of subpool and rotate_sub_blocks behind their inputs, in their order."""
+
+    q_sub: Tensor
+    k_sub: Tensor
+    sub_block_q: int
+    sub_block_k: int
+    k_start: int
+    tail_in: Tensor | None
+    tail_out: Tensor | None
+
+
+def _pooled(outputs: _PoolOutputs, grid: BlockGrid, cache: PooledKeys | None) -> Pooled:
+    """What select is given, after the launch."""
+    if cache is not None:
+        cache.advance(grid.seqlen_k)
+    q_mean, k_mean = outputs.q_sub, outputs.k_sub
+    # Two tensors: an operator's outputs may not share memory, and torch asks where even nothing lies.
+    q_energy, k_energy = (torch.empty(*x.shape[:3], 0, dtype=x.dtype, device=x.device) for x in (q_mean, k_mean))
+    return Pooled(q_mean, k_mean, q_energy, k_energy, grid)
 
 
 def _empty_means(x: Tensor, num_means: int) -> Tensor:

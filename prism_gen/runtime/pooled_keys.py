@@ -18,8 +18,8 @@ class PooledKeys:
 
     num_tokens: keys pooled so far. mean_tokens: of one mean: a block, or a sub-block. mean: [batch, num_kv_heads,
     max_means, head_dim]; energy: [batch, num_kv_heads, max_means, 3, or 0 of sub-blocks]; of the first num_tokens
-    tokens, fp32 (fp64 for the exact reference; fp16 for the kernels of the subblock estimator). A mean whose tokens are
-    not complete is of those that are there, and the next chunk goes on from its sums: the bits are those that pooling
+    tokens, fp32 (fp64 for the exact reference; means of the subblock estimator's kernels are fp16). A mean whose tokens
+    are not complete is of those that are there; the next chunk goes on from its sums: the bits are those that pooling
     all keys at once gives, whatever the chunks were. Memory, as a share of a bf16 KV cache at head_dim 128: 0.8 % in
     blocks of 128; in sub-blocks of 8 12.5 %, or half of that as fp16.
     """
@@ -51,7 +51,7 @@ class PooledKeys:
         self.energy = torch.zeros(*rows, 0 if sub_block_size else 3, dtype=dtype, device=device)
         # A launch reads the sums of the block it goes on with from one and leaves those of its last block in the other.
         tail = (batch, num_kv_heads, granules_per_block(self.mean_tokens), head_dim)
-        self._tails = torch.zeros(2, *tail, dtype=dtype, device=device)
+        self._tails = torch.zeros(2, *tail, dtype=torch.promote_types(dtype, torch.float32), device=device)
         self._newest = 0
 
     @property

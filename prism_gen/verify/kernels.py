@@ -26,12 +26,16 @@ Launch = Callable[..., object]
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel: its spec and raw export; what else it exports: select's and score's scratch_floats, rotate_only."""
+    """One kernel: its spec and raw export. scratch_floats: select's and score's.
+
+    alone, sub_blocks: what rotate exports besides, rotate_only and rotate_sub_blocks.
+    """
 
     spec: KernelSpec
     launch: Launch
     scratch_floats: Callable[..., int] | None = None
     alone: Launch | None = None
+    sub_blocks: Launch | None = None
 
     @property
     def name(self) -> str:
@@ -77,5 +81,8 @@ def bundle_kernel(bundle: Bundle, entry: KernelEntry) -> Kernel:
     """One kernel of a loaded bundle, opened. Raises: BundleError as Bundle.module does."""
     module = bundle.module(entry)
     scratch = module.get_function("scratch_floats") if entry.spec.family in ("select", "score") else None
-    alone = module.get_function("rotate_only") if entry.spec.family == "rotate" else None
-    return Kernel(entry.spec, module.get_function(entry.spec.family), scratch, alone)
+    launch = module.get_function(entry.spec.family)
+    if entry.spec.family != "rotate":
+        return Kernel(entry.spec, launch, scratch)
+    alone, sub_blocks = (module.get_function(name) for name in ("rotate_only", "rotate_sub_blocks"))
+    return Kernel(entry.spec, launch, alone=alone, sub_blocks=sub_blocks)

@@ -145,7 +145,7 @@ class _ReferencePool:
 
 
 def _reference_rotate(spec: KernelSpec) -> Kernel:
-    """reference_rotate.rotate and reference_pool behind rotate's two raw signatures."""
+    """reference_rotate.rotate and reference_pool behind rotate's raw signatures."""
     problem: RotateProblem = spec.problem
     pooling = _ReferencePool(problem)
 
@@ -157,7 +157,11 @@ def _reference_rotate(spec: KernelSpec) -> Kernel:
         alone(q, k, cos, sin, q_out, k_out)
         pooling(q_out, k_out, *pooled)
 
-    return Kernel(spec, launch, alone=alone)
+    def sub_blocks(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, q_out: Tensor, k_out: Tensor, *means: Any) -> None:
+        alone(q, k, cos, sin, q_out, k_out)
+        reference_subpool(q_out, k_out, *means)
+
+    return Kernel(spec, launch, alone=alone, sub_blocks=sub_blocks)
 
 
 class _ReferenceSelect:

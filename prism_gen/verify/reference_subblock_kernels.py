@@ -11,7 +11,7 @@ from torch import Tensor
 from prism_gen.families import ScoreProblem
 from prism_gen.runtime import reference_subblock
 from prism_gen.runtime.grid import BlockGrid
-from prism_gen.runtime.reference_pool import pool
+from prism_gen.runtime.reference_pool import pool, pool_chunk
 from prism_gen.runtime.rules import CUT_KINDS, SelectRules
 from prism_gen.runtime.selection import Selection
 from prism_gen.sub_blocks import SubBlocks
@@ -33,13 +33,25 @@ def write_lists(
 
 
 def reference_subpool(
-    q: Tensor, k: Tensor, q_sub: Tensor, k_sub: Tensor, sub_block_q: int, sub_block_k: int, k_start: int
+    q: Tensor,
+    k: Tensor,
+    q_sub: Tensor,
+    k_sub: Tensor,
+    sub_block_q: int,
+    sub_block_k: int,
+    k_start: int,
+    tail_in: Tensor | None,
+    tail_out: Tensor | None,
 ) -> None:
-    """reference_pool.pool behind subpool's raw signature."""
+    """reference_pool.pool_chunk behind subpool's raw signature."""
     q_sub.copy_(pool(q, sub_block_q, None)[0])
+    if k.shape[1] == 0:
+        return
+    chunk = pool_chunk(k, sub_block_k, None, start=k_start, tail=tail_in)
     first = k_start // sub_block_k
-    means = pool(k, sub_block_k, None)[0][:, :, first:].half()
-    k_sub[:, :, tile_places(first + means.shape[2], k.device)[first:]] = means
+    k_sub[:, :, tile_places(first + chunk.mean.shape[2], k.device)[first:]] = chunk.mean.half()
+    if tail_out is not None and (k_start + k.shape[1]) % sub_block_k:
+        tail_out.copy_(chunk.tail)
 
 
 class ReferenceScore:

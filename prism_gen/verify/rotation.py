@@ -19,8 +19,10 @@ from prism_gen.verify.cases import QUICK_CASES, RAGGED, Case
 from prism_gen.verify.kernels import Kernel, bands_of, of_family
 from prism_gen.verify.pooling import Pooled, judge
 from prism_gen.verify.report import Findings, Group, Report, Trial
+from prism_gen.verify.sub_means import SubMeans
 
 THETA = 500000.0  # Llama-3.1's
+SUB_BLOCKS = ((4, 8), (8, 16), (16, 4))
 STARTS = (0, 100)  # keys before the chunk: none, and some that end inside a granule of a block
 
 
@@ -66,6 +68,8 @@ def check_rotate(
     found.require(tail_out.intact(), "wrote outside tail_out", "bounds")
     if kernel.alone is not None:
         check_alone(found, kernel, (q, k), (cos, sin), rotated)
+    for sizes in SUB_BLOCKS if kernel.sub_blocks else ():
+        check_sub_blocks(found, kernel, (q, k), (cos, sin), rotated, sizes=sizes, start=start)
     return found
 
 
@@ -107,6 +111,28 @@ def check_alone(
     for name, copy, wanted in zip("qk", copies, rotated, strict=True):
         found.require(copy.view.equal(wanted), f"{name} rotated in place has other bits than the reference's rotation")
         found.require(copy.intact(), f"wrote outside {name}", "bounds")
+
+
+def check_sub_blocks(
+    found: Findings,
+    kernel: Kernel,
+    tokens: tuple[Tensor, Tensor],
+    tables: tuple[Tensor, Tensor],
+    rotated: list[Tensor],
+    *,
+    sizes: tuple[int, int],
+    start: int,
+) -> None:
+    """The rotation with the means of sub-blocks; k goes on with random sums of its first one."""
+    outs = [guarded_like(x, "contiguous") for x in tokens]
+    tail = torch.randn(tokens[1].shape[0], tokens[1].shape[2], 1, tokens[1].shape[3], device=tokens[1].device)
+    means = SubMeans.of(*tokens, sizes, start, tail if start % sizes[1] else None)
+    if kernel.sub_blocks is not None:
+        kernel.sub_blocks(*tokens, *tables, *(out.view for out in outs), *means.arguments)
+    for name, out, wanted in zip("qk", outs, rotated, strict=True):
+        found.require(out.view.equal(wanted), f"{name} rotated for sub-blocks has other bits than the reference's")
+        found.require(out.intact(), f"wrote outside {name}", "bounds")
+    means.judge(found, rotated[0], rotated[1])
 
 
 def trials(kernel: Kernel, device: torch.device, *, quick: bool) -> Iterator[Trial]:

@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prism_gen.families import ScoreProblem
-from prism_gen.families.score import TILE_COLUMNS
 from prism_gen.model import SUB_BLOCK_SIZES
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.reference_cut import FIXED_ONE, cut, forced_blocks, select_from_fixed, to_fixed
-from prism_gen.runtime.reference_pool import pool
+from prism_gen.runtime.reference_pool import pool_chunk
 from prism_gen.runtime.rules import CUT_KINDS
 from prism_gen.verify import oracle
 from prism_gen.verify.buffers import guarded
@@ -27,47 +26,29 @@ from prism_gen.verify.cases import QUICK_CASES, RAGGED, Case
 from prism_gen.verify.kernels import Kernel, of_family
 from prism_gen.verify.report import Findings, Group, Report, Trial
 from prism_gen.verify.selection import Lists
+from prism_gen.verify.sub_means import SubMeans
 from prism_gen.verify.subblock_cases import (
     QUICK_SUB_BLOCK_CASES,
     SUB_BLOCK_CASES,
     SubBlockCase,
     in_tile_order,
-    tile_places,
 )
 
 # A sum over a key block is kept to 2^-11 of itself; logits of magnitude M carry about M * 2^-20 in fp32.
 PROBS_TOLERANCE = 2e-3  # relative
 LOGIT_TOLERANCE = 2**-20  # relative, for each unit of the largest logit
 CUT_EPS = 2e-3  # what these may move a cumulative sum by
-MEAN_TOLERANCE = 2e-6  # of the largest |x|: an fp32 sum of up to 16 values, beside fp16's 2^-11 of the mean
 LAUNCHES = 2  # the second must give the same bits
 
 
 def check_subpool(kernel: Kernel, case: Case, device: torch.device, *, sizes: tuple[int, int], start: int) -> Findings:
-    """Means of q and of the keys from token `start` on: the reference's bits, in order, and nothing else touched."""
+    """Means of q and of the keys from token `start` on; those before leave the sums of their last sub-block."""
     found = Findings()
     q, k, _ = case.qkv(kernel.problem.head_dim, kernel.dtype, device)
-    counts = (-(-q.shape[1] // sizes[0]), -(-k.shape[1] // sizes[1]))
-    rows = (counts[0], -(-counts[1] // TILE_COLUMNS) * TILE_COLUMNS)
-    outputs = [
-        guarded((x.shape[0], x.shape[2], n, x.shape[3]), torch.float16, device)
-        for x, n in zip((q, k), rows, strict=True)
-    ]
-    kernel.launch(q, k, *(output.view for output in outputs), *sizes, start)
-    places = tile_places(counts[1], device)
-    first = start // sizes[1]
-    untouched = torch.ones(rows[1], dtype=torch.bool, device=device)
-    untouched[places[first:]] = False
-    found.require(bool(outputs[1].view[:, :, untouched].isnan().all()), "wrote where no mean belongs", "bounds")
-    found.require(all(output.intact() for output in outputs), "wrote outside the means", "bounds")
-    ours = (outputs[0].view, outputs[1].view[:, :, places[first:]])
-    for name, x, mean, size, skip in zip("qk", (q, k), ours, sizes, (0, first), strict=True):
-        by_reference = pool(x, size, None)[0][:, :, skip:].half()
-        found.require(by_reference.equal(mean), f"{name}_sub has other bits than the reference, rounded to fp16")
-        exact = pool(x.double(), size, None)[0][:, :, skip:]
-        excess = (mean.double() - exact).abs() - exact.abs() * 2**-11
-        found.figures[f"{name}_sub_error"] = oracle.max_abs(excess.clamp_min(0)) / float(x.double().abs().max())
-        found.require(found.figures[f"{name}_sub_error"] <= MEAN_TOLERANCE, f"{name}_sub is off")
+    tail_in = pool_chunk(k[:, :start], sizes[1], None).tail.contiguous() if start else None
+    means = SubMeans.of(q, k[:, start:], sizes, start, tail_in)
+    kernel.launch(q, k[:, start:], *means.arguments)
+    means.judge(found, q, k[:, start:])
     return found
 
 

@@ -2,14 +2,19 @@
 #pragma once
 
 #include "pool/params.h"
+#include "subpool/params.h"
 
 #include <cstdint>
 
 namespace prism {
 
-// One of q and k before RoPE, where its rotated tokens go, and what pool makes of those.
+// What is made of rotated tokens: nothing, what pool makes of their blocks, or what subpool makes of their sub-blocks.
+enum class Pooling { kNone, kBlocks, kSubBlocks };
+
+// One of q and k before RoPE, where its rotated tokens go, and what is made of those.
 struct RotateTensor {
-  PoolTensor pool;
+  PoolTensor pool;      // its outputs are used by kBlocks only
+  subpool::Tensor sub;  // by kSubBlocks only
   void* out;  // [batch, num_tokens, num_heads, head_dim], strides below in elements
   int64_t out_stride_batch;
   int64_t out_stride_token;

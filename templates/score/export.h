@@ -64,6 +64,11 @@ struct Shape {
   }
 
   static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+  static int log2(int64_t power_of_two) {
+    int result = 0;
+    while (power_of_two >> result > 1) ++result;
+    return result;
+  }
   int64_t group_size() const { return num_q_heads / num_kv_heads; }
   int64_t block_size_q() const { return int64_t(Config::kRowsPerBlock) << log2_sub_q; }
   int64_t block_size_k() const { return int64_t(Config::kColumnsPerBlock) << log2_sub_k; }
@@ -72,7 +77,6 @@ struct Shape {
   int64_t num_sub_rows() const { return ceil_div(seqlen_q, 1 << log2_sub_q); }
   int64_t num_k_tiles() const { return ceil_div(ceil_div(seqlen_k, 1 << log2_sub_k), kTileColumns); }
   int64_t num_parts() const { return ceil_div(num_sub_rows(), Traits::kPartRows); }
-  int64_t mass_stride() const { return ceil_div(num_k_blocks(), kGroupCols) * kGroupCols; }
 
   // Heads that lie side by side in a tile read the same keys and see as many.
   int heads_per_tile() const {
@@ -85,7 +89,11 @@ struct Shape {
   int64_t num_ctas(int num_sms) const { return std::min<int64_t>(num_sms, num_head_tiles() * num_row_tiles()); }
   int64_t sums_per_cta() const { return Traits::sums_per_cta(int(num_k_tiles())); }
   int64_t sums_floats(int num_sms) const { return num_ctas(num_sms) * sums_per_cta() / 2; }  // two in the place of a float
-  int64_t mass_floats() const { return batch * num_q_heads * num_parts() * mass_stride(); }
+  MassLayout masses(float* memory) const {
+    return {memory, Config::kRowsPerBlock / Traits::kPartRows, log2(block_size_q()), log2(block_size_k()), int(seqlen_k - seqlen_q),
+            int(num_q_blocks())};
+  }
+  int64_t mass_floats() const { return batch * num_q_heads * masses(nullptr).head_floats; }
 };
 
 // fp32 that a launch needs as scratch on a device.
@@ -194,7 +202,7 @@ void run(TensorView q_sub, TensorView k_sub, TensorView thresholds, double softm
   check_strides(scratch, "scratch");
 
   Params params{};
-  params.mass = data<float>(scratch);
+  params.masses = shape.masses(data<float>(scratch));
   params.sums = reinterpret_cast<uint16_t*>(data<float>(scratch) + shape.mass_floats());
   params.softmax_scale_log2 = float(softmax_scale * M_LOG2E);
   params.seqlen_q = int(seqlen_q);
@@ -203,8 +211,6 @@ void run(TensorView q_sub, TensorView k_sub, TensorView thresholds, double softm
   params.log2_sub_k = shape.log2_sub_k;
   params.num_sub_rows = int(shape.num_sub_rows());
   params.num_k_tiles = int(shape.num_k_tiles());
-  params.num_parts = int(shape.num_parts());
-  params.mass_stride = int(shape.mass_stride());
   params.group_size = int(shape.group_size());
   params.heads_per_tile = shape.heads_per_tile();
   params.num_head_tiles = int(shape.num_head_tiles());
@@ -236,10 +242,8 @@ void run(TensorView q_sub, TensorView k_sub, TensorView thresholds, double softm
   select.cut_kind = CutKind(cut_kind);
   select.force_sink = force_sink != 0;
   select.force_recent = force_recent != 0;
-  choose.mass = params.mass;
-  choose.num_parts = params.num_parts;
-  choose.parts_per_block = Config::kRowsPerBlock / Traits::kPartRows;
-  choose.mass_stride = params.mass_stride;
+  choose.masses = params.masses;
+  choose.num_parts = int(shape.num_parts());
   choose.mean = params.mean;
   choose.exclude_forced = exclude_forced != 0;
   if (select.may_overflow()) {
@@ -252,7 +256,8 @@ void run(TensorView q_sub, TensorView k_sub, TensorView thresholds, double softm
   choose.end_block = select.num_q_blocks;
   start_choose<0, 64>(choose, num_sms, device);
   start_choose<64, 32>(choose, num_sms, device);
-  start_choose<32, 0>(choose, num_sms, device);
+  start_choose<32, 16>(choose, num_sms, device);
+  start_choose<16, 0>(choose, num_sms, device);
 }
 
 }  // namespace prism::score

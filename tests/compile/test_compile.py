@@ -36,7 +36,7 @@ CACHE = REPOSITORY / "generated" / "cache"
 MODELS = REPOSITORY / "tests" / "models"
 EXPORTS = {
     "pool": ("pool",),
-    "rotate": ("rotate", "rotate_only"),
+    "rotate": ("rotate", "rotate_sub_blocks", "rotate_only"),
     "select": ("select", "scratch_floats"),
     "subpool": ("subpool",),
     "score": ("score", "scratch_floats"),

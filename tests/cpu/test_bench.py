@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from prism_gen.bench import command, run
-from prism_gen.bench.figures import OURS, read_run
+from prism_gen.bench.figures import OURS, read_run, write_run
 from prism_gen.bench.peers import Peer
 from prism_gen.bench.workloads import calls_for
 from prism_gen.errors import UnsupportedError
@@ -110,6 +110,17 @@ def test_a_peer_that_fails_or_is_wrong_is_skipped_and_the_rest_is_timed(make_bun
     assert "differs from ours by 1" in figures["zeros"].skipped  # a dense peer is compared on every block
 
 
+def test_a_comparison_of_runs_with_other_peers_says_so(make_bundle, tmp_path, capsys):
+    found = measure(make_bundle(), lengths=(200,))
+    peer = msgspec.structs.replace(found.figures[-1], who="fa4-sparse")
+    write_run(tmp_path / "old.json", msgspec.structs.replace(found, figures=(*found.figures, peer)))
+    assert command.guard(tmp_path / "old.json", found, 0.05, Console(width=100))
+    assert "not in both runs: fa4-sparse" in capsys.readouterr().out
+    write_run(tmp_path / "same.json", found)
+    assert command.guard(tmp_path / "same.json", found, 0.05, Console(width=100))
+    assert "not in both runs" not in capsys.readouterr().out
+
+
 def test_an_interrupted_run_reports_what_it_took(make_bundle, tmp_path, capsys):
     taken = []
 
@@ -162,8 +173,12 @@ def test_the_device_asked_for_becomes_the_current_one(make_bundle, monkeypatch):
     monkeypatch.setattr(command, "cuda_device", torch.device)
     monkeypatch.setattr(torch.cuda, "set_device", steps.append)
     monkeypatch.setattr(command, "run_bench", lambda _bundle, plan, _show: steps.append(plan.device))
-    nothing = dict.fromkeys(("prism_src", "flashprefill_lib", "qkv"))
-    options = {"lengths": (128,), "densities": (0.5,), "peers": (), **nothing}
+    options = {
+        "lengths": (128,),
+        "densities": (0.5,),
+        "peers": (),
+        **dict.fromkeys(("prism_src", "flashprefill_lib", "qkv")),
+    }
     command.measure(make_bundle(), backend="cuda", device="cuda:1", console=Console(), **options)
     assert steps == [torch.device("cuda", 1)] * 2
 

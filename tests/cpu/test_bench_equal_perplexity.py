@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.equal_perplexity import __main__ as command
-from benchmarks.equal_perplexity import parts, plot
+from benchmarks.equal_perplexity import computed, parts, plot
 from benchmarks.equal_perplexity.layer_times import attention_of, make_layer, thresholds_for
 from benchmarks.equal_perplexity.ways import Way, mixture_ways, single_ways
 from prism_gen.errors import ConfigError
@@ -70,7 +71,7 @@ def test_the_whole_plan_runs_and_is_drawn(small, densities, tmp_path, monkeypatc
     records = [record for tokens in (256, 384) for record in command.compare(None, small, ways, tokens, CPU)]
     names = ["dense", "paper, 16x16", "sub-blocks 4x8 max, 16x16", "sub-blocks 4x8 max, 16x16", "mixture x"]
     assert [record["way"] for record in records] == names * 2
-    dense, paper, _, part, mixture = records[:5]
+    dense, paper, fine_alone, part, mixture = records[:5]
     assert set(dense["dense"]) == {"math", "attend"}
     assert mixture["ms"] == pytest.approx((3 * part["ms"] + dense["ms"]) / 4, abs=1e-4)
     assert mixture["density"] == pytest.approx(0.4)
@@ -79,8 +80,20 @@ def test_the_whole_plan_runs_and_is_drawn(small, densities, tmp_path, monkeypatc
     out.write_text(
         "".join(json.dumps(record) + "\n" for record in [{"section": "environment", "percent": 2}, *records])
     )
-    assert plot.main([str(out), "--picture", str(tmp_path / "equal.png")]) == 0
+    shutil.copy(tmp_path / "x.parts.json", tmp_path / "y.parts.json")
+    again = ["--mixture", str(tmp_path / "y.parts.json"), "--out", str(tmp_path / "computed.jsonl")]
+    assert computed.main([str(out), *again]) == 0
+    first = json.loads((tmp_path / "computed.jsonl").read_text().splitlines()[1])
+    stages = fine_alone["stages_ms"]
+    fine_ms = stages["pool"] + stages["select"] + 0.2 * stages["attend"] / fine_alone["density"]
+    assert first["ms"] == pytest.approx((3 * fine_ms + dense["ms"]) / 4, abs=1e-4)
+    assert first["computed"]
+    drawn = ["--picture", str(tmp_path / "equal.png"), "--title", "mixture y=mixture, computed"]
+    drawn += ["--without", "paper, 16x16"]
+    assert plot.main([str(out), str(tmp_path / "computed.jsonl"), *drawn]) == 0
     assert (tmp_path / "equal.png").read_bytes()[:4] == b"\x89PNG"
     table = capsys.readouterr().out
-    assert "| paper, 16x16 |" in table
+    assert "| sub-blocks 4x8 max, 16x16 |" in table
+    assert "paper" not in table
     assert "| **mixture x** |" in table
+    assert "| **mixture, computed** |" in table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -17,8 +18,9 @@ from prism_gen.runtime.cuda_subblock import CudaSubBlockBackend
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.pooled_keys import PooledKeys
 from prism_gen.runtime.reference_pool import pool
+from prism_gen.runtime.reference_rotate import rotate
 from prism_gen.runtime.rules import SelectRules
-from prism_gen.specialize import score_problem
+from prism_gen.specialize import layer_problems, score_problem
 from prism_gen.sub_blocks import SubBlocks
 from prism_gen.verify.reference_subblock_kernels import ReferenceScore, reference_subpool
 
@@ -33,7 +35,9 @@ def no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: SimpleNamespace(cuda_stream=0))
 
 
-def make_backend(model: ModelSpec, fine: SubBlocks, rules: SelectRules) -> CudaSubBlockBackend:
+def make_backend(
+    model: ModelSpec, fine: SubBlocks, rules: SelectRules, *, rotates: bool = False
+) -> CudaSubBlockBackend:
     """The backend on the reference's stand-ins for compiled libraries."""
     score = ReferenceScore(score_problem(model, BLOCK_SIZE, fine))
 
@@ -49,12 +53,35 @@ def make_backend(model: ModelSpec, fine: SubBlocks, rules: SelectRules) -> CudaS
     def library(**functions: object) -> SimpleNamespace:
         return SimpleNamespace(get_function=functions.__getitem__)
 
+    def rotate_sub_blocks(
+        q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, q_out: Tensor, k_out: Tensor, *to: Any
+    ) -> None:
+        for x, out in ((q, q_out), (k, k_out)):
+            out.copy_(rotate(x, cos, sin, interleaved=False))
+        reference_subpool(q_out, k_out, *to)
+
     return CudaSubBlockBackend(
         subpool=library(subpool=reference_subpool),
         score=library(score=checked_score, scratch_floats=scratch_floats),
         attend=library(attend=reference.attend),
         sub_blocks=fine,
+        rotate=library(rotate_sub_blocks=rotate_sub_blocks) if rotates else None,
         rules=rules,
+    )
+
+
+def make_cache(backend: CudaSubBlockBackend, fine: SubBlocks) -> PooledKeys:
+    """For two sequences of three heads of up to 3000 tokens, on the CPU."""
+    return PooledKeys(
+        batch=2,
+        num_kv_heads=3,
+        head_dim=64,
+        max_tokens=3000,
+        block_size=BLOCK_SIZE[1],
+        sub_block_size=fine.k,
+        k_multiple=backend.means.k_multiple,
+        device=torch.device("cpu"),
+        dtype=backend.means.dtype_of(torch.empty(0, dtype=torch.bfloat16)),
     )
 
 
@@ -86,18 +113,8 @@ def test_stages_launch_what_the_reference_means(model: ModelSpec, fine: SubBlock
 def test_chunks_fill_a_cache_with_the_same_means(model: ModelSpec) -> None:
     torch.manual_seed(0)
     q, k = (torch.randn(2, n, h, 64).bfloat16() for n, h in ((200, 9), (2300, 3)))
-    backend = make_backend(model, SubBlocks(4, 8), SelectRules())
-    cache = PooledKeys(
-        batch=2,
-        num_kv_heads=3,
-        head_dim=64,
-        max_tokens=3000,
-        block_size=64,
-        sub_block_size=8,
-        k_multiple=backend.means.k_multiple,
-        device=torch.device("cpu"),
-        dtype=backend.means.dtype_of(k),
-    )
+    backend = make_backend(model, fine := SubBlocks(4, 8), SelectRules())
+    cache = make_cache(backend, fine)
     for end in (230, 1029, 1031, 2300, 2300):
         chunked = backend.pool(q, k[:, :end], BlockGrid(200, end, *BLOCK_SIZE), cache)
     whole = backend.pool(q, k, BlockGrid(200, 2300, *BLOCK_SIZE))
@@ -115,16 +132,38 @@ def cuda_places(count: int) -> list[int]:
     return places
 
 
-def test_rotate_and_pool_is_refused(model: ModelSpec) -> None:
+def test_chunks_before_rope_fill_a_cache_with_the_means_of_rotated_keys(model: ModelSpec) -> None:
+    torch.manual_seed(0)
+    fine, total = SubBlocks(4, 8), 700
+    q, k = (torch.randn(2, total, h, 64).bfloat16() for h in (9, 3))
+    cos, sin = (torch.randn(1, total, 32).bfloat16() for _ in range(2))
+    rotated_q, rotated_k = (rotate(x, cos, sin, interleaved=False) for x in (q, k))
+    backend = make_backend(model, fine, SelectRules(), rotates=True)
+    cache, k_cache = make_cache(backend, fine), torch.zeros_like(k)
+    start = 0
+    for end in (230, 233, 700):  # inside sub-blocks
+        new = slice(start, end)
+        x = BeforeRope(q[:, new], k[:, new], cos[:, new], sin[:, new])
+        turned, pooled = backend.rotate_and_pool(x, k_cache[:, new], BlockGrid(end - start, end, *BLOCK_SIZE), cache)
+        assert turned.equal(rotated_q[:, new])
+        start = end
+    assert k_cache.equal(rotated_k)
+    whole = backend.pool(rotated_q[:, 233:], rotated_k, BlockGrid(467, total, *BLOCK_SIZE))
+    places = cuda_places(88)
+    assert pooled.k_mean[:, :, places].equal(whole.k_mean[:, :, places])
+    assert pooled.q_mean.equal(whole.q_mean)
+
+
+def test_without_rotate_the_error_says_how_to_get_it(model: ModelSpec) -> None:
     backend = make_backend(model, SubBlocks(8, 8), SelectRules())
     x = torch.zeros(1, 4, 1, 64)
-    with pytest.raises(UnsupportedError, match="no kernel rotates and pools sub-blocks"):
+    with pytest.raises(UnsupportedError, match="resolved without rotate"):
         backend.rotate_and_pool(BeforeRope(x, x, x, x), x, GRID)
 
 
-def test_fused_rope_is_refused_when_kernels_are_chosen(model: ModelSpec) -> None:
-    from prism_gen.specialize import layer_problems
-
-    selection = SelectionSpec(block_sizes=(BLOCK_SIZE,), estimator="subblock", fused_rope=True)
-    with pytest.raises(UnsupportedError, match="fused_rope with estimator 'subblock'"):
-        layer_problems(msgspec.structs.replace(model, selection=selection), BLOCK_SIZE)
+def test_one_rotate_serves_every_block_size(model: ModelSpec) -> None:
+    selection = SelectionSpec(block_sizes=((128, 64), (64, 64)), estimator="subblock", fused_rope=True)
+    fused = msgspec.structs.replace(model, selection=selection)
+    first, second = (layer_problems(fused, pair) for pair in selection.block_sizes)
+    assert set(first) == {"subpool", "score", "attend", "rotate"}
+    assert first["rotate"] == second["rotate"]

@@ -55,7 +55,7 @@ def fine_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         models = []
         for name in CONFIGS:
             config = json.loads((REPOSITORY / "tests" / "models" / name).read_text())
-            config["prism"] = {"estimator": "subblock", "sub_block_q": 4}
+            config["prism"] = {"estimator": "subblock", "sub_block_q": 4, "fused_rope": True}
             written = tmp_path_factory.mktemp("fine") / name
             written.write_text(json.dumps(config))
             models += ["-m", str(written)]

@@ -7,6 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from prism_gen.runtime import Bundle, PrismAttention  # noqa: E402
+from prism_gen.runtime.reference_rotate import rotate  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 
@@ -65,6 +66,28 @@ def test_chunks_with_pooled_keys_choose_what_one_call_chooses(fine_bundle: Bundl
         assert whole.probs is not None
         assert chunk.probs.equal(whole.probs[:, :, :, rows, :columns])
         assert chunk.block_counts.equal(whole.block_counts[:, :, rows])
+
+
+def test_rotating_in_the_same_pass_chooses_what_rotating_first_does(fine_bundle: Bundle, model_index: int) -> None:
+    model = fine_bundle.manifest.models[model_index]
+    attention = PrismAttention(fine_bundle, model, block_size=(64, 64))
+    q, k, _ = inputs(attention, 2500)
+    angle = torch.arange(2500, device="cuda")[None, :, None] * 0.7 ** torch.arange(model.rope.rotary_dim // 2).cuda()
+    cos, sin = angle.cos().bfloat16(), angle.sin().bfloat16()
+    rotated_q, rotated_k = (rotate(x, cos, sin, interleaved=model.rope.interleaved) for x in (q, k))
+    cache, k_cache = attention.pooled_keys(batch=1, max_tokens=2500, like=k), torch.zeros_like(k)
+    for start, end in ((0, 641), (641, 643), (643, 2048), (2048, 2500)):  # the first two end inside sub-blocks
+        new = slice(start, end)
+        tokens, places = (x[:, new] for x in (q, k, cos, sin)), k_cache[:, new]
+        turned = attention.rotate_and_pool(*tokens, k_out=places, pooled_keys=cache)
+        chosen = attention.select(turned.pooled, with_probs=True)
+        wanted = attention.select(attention.pool(rotated_q[:, new], rotated_k[:, :end]), with_probs=True)
+        assert turned.q.equal(rotated_q[:, new])
+        assert chosen.probs is not None
+        assert wanted.probs is not None
+        assert chosen.probs.equal(wanted.probs)
+        assert chosen.block_counts.equal(wanted.block_counts)
+    assert k_cache.equal(rotated_k)
 
 
 def test_a_graph_replays_the_eager_bits(fine_bundle: Bundle, model_index: int) -> None:

@@ -82,7 +82,7 @@ def test_a_row_is_not_hidden_by_one_before_it(row):
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 192, 256])
 def test_every_row_fits_its_arch(make_model, dtype, head_dim):
     model = make_model(dtype=dtype, head_dim=head_dim, rope=RopeSpec(rotary_dim=head_dim), block_sizes=BLOCK_SIZES)
     fine = msgspec.structs.replace(

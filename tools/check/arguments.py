@@ -105,6 +105,8 @@ MISTAKES: dict[str, tuple[Mistake, ...]] = {
     "subpool": (
         *(mistake for name in ("q", "k") for mistake in _token_mistakes(name)),
         *(m for name in ("q_sub", "k_sub") for m in _tensor_mistakes(name) if m.label != "too-long"),
+        *_tensor_mistakes("tail_in"),
+        Mistake("tail_in", "none", lambda _: None),
         Mistake("q_sub", "too-few", lambda means: means[:, :, 1:].contiguous()),
         Mistake("k_sub", "too-few", lambda means: means[:, :, 1:].contiguous()),
         Mistake("k", "other-batch", lambda k: torch.cat([k, k]), says="k"),

@@ -108,7 +108,7 @@ def _select_arguments(kernel: Kernel, device: torch.device) -> dict[str, Any]:
 def _subpool_arguments(kernel: Kernel, device: torch.device) -> dict[str, Any]:
     head_dim, sizes = kernel.problem.head_dim, (4, 16)
     q, k, _ = TOKENS.qkv(head_dim, kernel.dtype, device)
-    k_rows = -(-k.shape[1] // (sizes[1] * TILE_COLUMNS)) * TILE_COLUMNS
+    k_rows = -(-(20 + k.shape[1]) // (sizes[1] * TILE_COLUMNS)) * TILE_COLUMNS
     return {
         "q": q,
         "k": k,
@@ -117,6 +117,8 @@ def _subpool_arguments(kernel: Kernel, device: torch.device) -> dict[str, Any]:
         "sub_block_q": sizes[0],
         "sub_block_k": sizes[1],
         "k_start": 20,
+        "tail_in": torch.zeros(1, k.shape[2], 1, head_dim, device=device),
+        "tail_out": torch.empty(1, k.shape[2], 1, head_dim, device=device),
     }
 
 

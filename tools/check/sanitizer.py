@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from prism_gen.verify.cases import SANITIZER_CASES
-from prism_gen.verify.kernels import Kernel
+from prism_gen.verify.kernels import Kernel, Launch
 from prism_gen.verify.numerics import check_attend
 from prism_gen.verify.pooling import check_chunks, check_pool
 from prism_gen.verify.report import Findings, Report
@@ -51,14 +51,15 @@ def offloaded(kernel: Kernel, device: torch.device) -> Kernel:
     allocation.
     """
 
-    def launch(*arguments: object) -> None:
+    def on_device(launch: Launch, *arguments: object) -> None:
         copies = [(x, exact_copy(x, device)) if isinstance(x, Tensor) else (x, x) for x in arguments]
-        kernel.launch(*(copy for _, copy in copies))
+        launch(*(copy for _, copy in copies))
         for original, copy in copies:
             if isinstance(original, Tensor) and isinstance(copy, Tensor):
                 original.copy_(copy)
 
-    return replace(kernel, launch=launch, alone=None)
+    sub_blocks = None if kernel.sub_blocks is None else partial(on_device, kernel.sub_blocks)
+    return replace(kernel, launch=partial(on_device, kernel.launch), alone=None, sub_blocks=sub_blocks)
 
 
 def run_sanitized(kernels: list[Kernel], report: Report, device: torch.device) -> None:

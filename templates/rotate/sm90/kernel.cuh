@@ -1,9 +1,10 @@
-// rotate: RoPE of q and k, and with kPool also what pool makes of the rotated tokens, in one pass. Bound by memory: each of
+// rotate: RoPE of q and k, and with it what pool or subpool makes of the rotated tokens, in one pass. Bound by memory: each of
 // q and k is read once and written once; cos and sin come from L1 and L2, since the heads of a token share them.
 //
 // The granules are pool's. A thread has two chunks of 8 dims, first_chunk and second_chunk, that lie half the rotary dims
 // apart: in the half-split layout they hold the two dims of 8 pairs, in the interleaved one 4 whole pairs each. Threads
-// behind the rotary dims copy theirs. Sums are taken of the rounded, rotated values in pool's order: the bits of pool.
+// behind the rotary dims copy theirs. Sums are taken of the rounded, rotated values in pool's order: the bits of pool, and
+// where sub-blocks are wanted, which lie whole in granules, of subpool.
 #pragma once
 
 #include "pool/sm90/granules.cuh"
@@ -11,6 +12,7 @@
 #include "rotate/sm90/rotation.cuh"
 #include "shared/arch_guard.h"
 #include "shared/dependents.cuh"
+#include "subpool/sm90/means.cuh"
 
 namespace prism {
 
@@ -89,6 +91,40 @@ struct RotateKernel {
 
   struct Sums {
     DimSum<kChunkDims> first, second;
+
+    CUTE_DEVICE void add(Token const& token) {
+      first.template add<Element>(token.first);
+      second.template add<Element>(token.second);
+    }
+    CUTE_DEVICE void load(float const* src, int first_dim, int second_dim) {
+      first.load(src + first_dim);
+      second.load(src + second_dim);
+    }
+  };
+
+  // What take(token, index) makes of each rotated token of a granule, in order.
+  struct NoSums {
+    CUTE_DEVICE void take(Token const&, int) {}
+  };
+  struct BlockSums {
+    Sums sums;
+    CUTE_DEVICE void take(Token const& token, int) { sums.add(token); }
+  };
+  struct SubBlockSums {
+    subpool::Tensor const& t;
+    int64_t head_row;
+    int first_token, num_tokens;  // of the granule; first_token: in the sequence
+    int first_dim, second_dim;    // of the chunks
+    Sums sums;
+
+    CUTE_DEVICE void take(Token const& token, int index) {
+      sums.add(token);
+      int const place = (first_token + index) & ((1 << t.log2_sub) - 1), sub = (first_token + index) >> t.log2_sub;
+      if (place != (1 << t.log2_sub) - 1 && index != num_tokens - 1) return;
+      subpool::write_mean<kHeadDim>(t, sums.first, head_row, sub, place + 1, first_dim);
+      subpool::write_mean<kHeadDim>(t, sums.second, head_row, sub, place + 1, second_dim);
+      sums = Sums{};
+    }
   };
 
   CUTE_DEVICE static void turn(Token& token) {
@@ -113,8 +149,8 @@ struct RotateKernel {
   }
 
   // Rotates num_tokens tokens; the loads of a window are under way while the one before it is rotated and stored.
-  template <bool kPool>
-  CUTE_DEVICE static void rotate_tokens(RotateStrides const& strides, Cursor cursor, int num_tokens, Sums& sums) {
+  template <class Taken>
+  CUTE_DEVICE static void rotate_tokens(RotateStrides const& strides, Cursor cursor, int num_tokens, Taken& taken) {
     Token window[kInFlight], next[kInFlight];
     load_window(strides, cursor, window, 0, num_tokens);
 #pragma unroll 2
@@ -125,10 +161,7 @@ struct RotateKernel {
         if (first + i < num_tokens) {
           if (cursor.rotates) turn(window[i]);
           cursor.store(window[i]);
-          if constexpr (kPool) {
-            sums.first.template add<Element>(window[i].first);
-            sums.second.template add<Element>(window[i].second);
-          }
+          taken.take(window[i], first + i);
         }
         cursor.dst += strides.out;
         window[i] = next[i];
@@ -136,7 +169,7 @@ struct RotateKernel {
     }
   }
 
-  template <bool kPool>
+  template <Pooling kPooling>
   CUTE_DEVICE static void run(RotateParams const& p, typename Tile::SharedStorage* shared) {
     launch_dependents();
     bool const is_k = int(blockIdx.x) >= p.num_q_ctas;
@@ -163,32 +196,39 @@ struct RotateKernel {
                               first_chunk * kChunkDims,
                           (second_chunk - first_chunk) * kChunkDims,
                           rotates};
-      Sums sums;
-      if (kPool && granule.goes_on) {
-        sums.first.load(t.tail_in + granule.tail * kHeadDim + first_chunk * kChunkDims);
-        sums.second.load(t.tail_in + granule.tail * kHeadDim + second_chunk * kChunkDims);
-      }
-      rotate_tokens<kPool>(strides, cursor, granule.num_tokens, sums);
-      if constexpr (kPool) {
-        sums.first.store(&shared->sums[unit][first_chunk * kChunkDims]);
-        sums.second.store(&shared->sums[unit][second_chunk * kChunkDims]);
+      int const first_dim = first_chunk * kChunkDims, second_dim = second_chunk * kChunkDims;
+      if constexpr (kPooling == Pooling::kBlocks) {
+        BlockSums blocks;
+        if (granule.goes_on) blocks.sums.load(t.tail_in + granule.tail * kHeadDim, first_dim, second_dim);
+        rotate_tokens(strides, cursor, granule.num_tokens, blocks);
+        blocks.sums.first.store(&shared->sums[unit][first_dim]);
+        blocks.sums.second.store(&shared->sums[unit][second_dim]);
+      } else if constexpr (kPooling == Pooling::kSubBlocks) {
+        int const first_token = t.first_token + granule.begin;
+        SubBlockSums subs{tensor.sub, output.head_row, first_token, granule.num_tokens, first_dim, second_dim, {}};
+        bool const goes_on = granule.begin == 0 && (first_token & ((1 << tensor.sub.log2_sub) - 1)) != 0;
+        if (goes_on && granule.num_tokens > 0) subs.sums.load(tensor.sub.tail_in + output.head_row * kHeadDim, first_dim, second_dim);
+        rotate_tokens(strides, cursor, granule.num_tokens, subs);
+      } else {
+        NoSums none;
+        rotate_tokens(strides, cursor, granule.num_tokens, none);
       }
     }
-    if constexpr (kPool) {
+    if constexpr (kPooling == Pooling::kBlocks) {
       __syncthreads();
       Tile::template finish<kThreads / kWarpSize>(t, batch, cta, *shared);
     }
   }
 };
 
-template <class Config, bool kPool>
+template <class Config, Pooling kPooling>
 __global__ void __launch_bounds__(Config::kThreads, Config::kMinCtas)
     rotate_kernel(__grid_constant__ RotateParams const p) {
-  if constexpr (kPool) {
+  if constexpr (kPooling == Pooling::kBlocks) {
     __shared__ typename RotateKernel<Config>::Tile::SharedStorage shared;
-    RotateKernel<Config>::template run<true>(p, &shared);
+    RotateKernel<Config>::template run<kPooling>(p, &shared);
   } else {
-    RotateKernel<Config>::template run<false>(p, nullptr);
+    RotateKernel<Config>::template run<kPooling>(p, nullptr);
   }
 }
 

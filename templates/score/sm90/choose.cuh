@@ -2,6 +2,7 @@
 // fixed point, the cut-off, the list (method.md step 5 on a single distribution). Uses select's rows, cut-offs and lists.
 #pragma once
 
+#include "score/params.h"
 #include "select/sm90/cut.cuh"
 #include "select/sm90/emit.cuh"
 #include "shared/dependents.cuh"
@@ -10,10 +11,12 @@
 
 namespace prism::score {
 
+static_assert(kMassColumns == kGroupCols, "rows are read in groups of columns");
+
 struct ChooseParams {
   SelectParams select;  // the grid, the rules, where lists go; its means and energies are null
-  float* mass;          // [batch * num_q_heads, num_parts, mass_stride], as the score kernel left it; long rows are reordered
-  int num_parts, parts_per_block, mass_stride;
+  MassLayout masses;    // as the score kernel left them; long rows are reordered
+  int num_parts;        // of a head
   int first_block, end_block;  // the query blocks that a launch takes: those whose rows fit its kernel
   bool mean, exclude_forced;
 
@@ -27,7 +30,7 @@ struct ChooseKernel {
   static constexpr bool kInMemory = kWords == 0;
   static constexpr int kThreads = 256;
   static constexpr int kWarps = kThreads / kWarpSize;
-  static constexpr int kCtasPerSm = kWords == 32 ? 3 : 2;  // as many as registers allow
+  static constexpr int kCtasPerSm = kWords == 16 ? 4 : kWords == 32 ? 3 : 2;  // as many as registers allow
   static constexpr int kGroupsInFlight = 8;  // 128 columns each: 16-byte loads of a lane
   static constexpr int kRowFloats = kWords * kWarpSize;
   using Row = std::conditional_t<kInMemory, MemoryRow, RegisterRow<kInMemory ? kStepWords : kWords>>;
@@ -41,8 +44,9 @@ struct ChooseKernel {
   // Combines the rows of a list's heads and parts, and leaves the result in the order in which row.cuh reads it.
   CUTE_DEVICE static void gather(ChooseParams const& c, int64_t list_row, int q_block, int num_visible, float* to, int lane) {
     SelectParams const& p = c.select;
-    int const first = q_block * c.parts_per_block, parts = min(c.parts_per_block, c.num_parts - first);
-    float const* from = c.mass + (list_row * p.heads_per_list * c.num_parts + first) * c.mass_stride + lane * 4;
+    int const columns = c.masses.columns(q_block), parts_per_block = c.masses.parts_per_block;
+    int const parts = min(parts_per_block, c.num_parts - q_block * parts_per_block);
+    float const* from = c.masses.mass + c.masses.row(list_row * p.heads_per_list, q_block, 0) + lane * 4;
     #pragma unroll 1
     for (int first_group = 0; first_group * kGroupCols < num_visible; first_group += kGroupsInFlight) {
       float4 sums[kGroupsInFlight];
@@ -50,7 +54,7 @@ struct ChooseKernel {
       for (int i = 0; i < kGroupsInFlight; ++i) sums[i] = make_float4(0.f, 0.f, 0.f, 0.f);
       #pragma unroll 1
       for (int source = 0; source < p.heads_per_list * parts; ++source) {
-        float const* row = from + (int64_t(source / parts) * c.num_parts + source % parts) * c.mass_stride;
+        float const* row = from + source / parts * c.masses.head_floats + source % parts * columns;
         float4 loaded[kGroupsInFlight];
         CUTE_UNROLL
         for (int i = 0; i < kGroupsInFlight; ++i) {
@@ -127,7 +131,7 @@ struct ChooseKernel {
     int const list_row = int(index % c.num_lists()), num_visible = p.num_visible(q_block);
     float* row_memory = memory;
     if constexpr (kInMemory) {
-      row_memory = c.mass + (int64_t(list_row) * p.heads_per_list * c.num_parts + q_block * c.parts_per_block) * c.mass_stride;
+      row_memory = c.masses.mass + c.masses.row(int64_t(list_row) * p.heads_per_list, q_block, 0);
     }
     gather(c, list_row, q_block, num_visible, row_memory, lane);
     Row row(row_memory, num_visible, lane);

@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) score_kernel(__grid_const
   if (warp_group == 0) {
     cutlass::arch::warpgroup_reg_dealloc<Traits::kHelperRegisters>();
     int const warp = cutlass::canonical_warp_idx_sync();
-    if (warp > 0) Combiner<Traits>(params, smem, warp - 1).run();
+    if (warp > 0) Combiner<Traits>(params, smem, int(threadIdx.x) - cutlass::NumThreadsPerWarp).run();
     else if (cute::elect_one_sync()) Loader<Traits>(params, smem).run();
   } else {
     cutlass::arch::warpgroup_reg_alloc<Traits::kConsumerRegisters>();

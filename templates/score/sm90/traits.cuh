@@ -40,7 +40,7 @@ struct Traits {
   // setmaxnreg moves registers inside what the CTA got at launch: 65536 / threads, rounded down to a multiple of 8. Asking
   // for one more than that pool holds never returns.
   static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8 < 248 ? 65536 / kThreads / 8 * 8 : 248;
-  static constexpr int kHelperRegisters = 80;  // of the loader and the combiners
+  static constexpr int kHelperRegisters = 96;  // of the loader and the combiners: 16 rows in flight take 64
   static constexpr int kWantedRegisters = ((1 + kWarpGroups) * kLaunchRegisters - kHelperRegisters) / kWarpGroups / 8 * 8;
   static constexpr int kConsumerRegisters = kWantedRegisters < 240 ? kWantedRegisters : 240;
 
