@@ -1,5 +1,5 @@
 // A consumer warp group: 64 sub-rows of one q head against the sub-columns they see. Owns the products, the mask and the sums over
-// key blocks. Warps meet only in the matrix instruction.
+// key blocks. Warps meet in the matrix instruction, and where a warp group passes its turn to the next.
 //
 // Products are taken once. Sums over key blocks, relative to the row's reference point, wait in memory (in L2, mostly) until the
 // row's total is known; then the combiner warps (combiner.cuh) take them, under the next tile's products.
@@ -18,6 +18,7 @@ class Consumer {
   using Storage = typename Traits::SharedStorage;
   using Sums = Exponentials<Traits::kThreadBlocks>;
   using Packed = PackedSums<Traits::kThreadBlocks>;  // a thread's sums of one row
+  static constexpr int kTurnThreads = 2 * 128;  // who passes a turn and who takes it
   static constexpr int kTileBlocks = Traits::kTileBlocks, kThreadBlocks = Traits::kThreadBlocks, kWarpRows = Traits::kWarpRows;
 
  public:
@@ -27,6 +28,7 @@ class Consumer {
   __device__ __forceinline__ void run() {
     using namespace cute;
     auto tSrS = partition_fragment_C(mma_, Shape<Int<Traits::kRows>, typename Traits::Columns>{});
+    if (warp_group_ == Traits::kWarpGroups - 1) pass_turn();  // the first may begin
     for (TileWalk walk; !walk.done(params_); walk.advance()) {
       Tile const tile = Tile::at<Traits>(params_, walk.index);
       row_ = tile.row_of<Traits>(params_, warp_group_);
@@ -45,8 +47,10 @@ class Consumer {
     wait_at(smem_.q_full[warp_group_], q_ring_.phase);
     for (int n = 0; n < tile.num_k_tiles; ++n) {
       wait_at(smem_.k_full[k_ring_.slot], k_ring_.phase);
+      await_turn();
       issue(tSrS);
       cute::warpgroup_wait<0>();
+      pass_turn();
       release(smem_.k_empty[k_ring_.slot]);
       k_ring_.advance();
       if (n + 1 == tile.num_k_tiles) {  // the next rows are on their way while this tile's exponentials are taken
@@ -58,6 +62,12 @@ class Consumer {
       sums.add(tSrS, [&](float const (&factors)[2]) { rescale(factors, n); });
       store(sums, n);
     }
+  }
+
+  // Warp groups take products in turn, so that one's run under the others' exponentials; together they would also wait together.
+  __device__ __forceinline__ void await_turn() const { cutlass::arch::NamedBarrier::sync(kTurnThreads, uint32_t(warp_group_)); }
+  __device__ __forceinline__ void pass_turn() const {
+    cutlass::arch::NamedBarrier::arrive(kTurnThreads, uint32_t((warp_group_ + 1) % Traits::kWarpGroups));
   }
 
   template <class S>
