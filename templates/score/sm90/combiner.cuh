@@ -1,8 +1,8 @@
 // The combiner warps: turn the sums that consumer warps have left in memory into probabilities, and over the sub-rows of each part
 // take their maximum or sum. Run under the next tile's products.
 //
-// What they wait for is memory: a lane has all 16 rows of a consumer warp in flight, and a tile's warps and key blocks are dealt to
-// lanes as one row of work, so that the short tiles at a launch's end leave none of them idle.
+// What they wait for is memory: a lane has all rows of a part in flight, and a tile's parts and key blocks are dealt to lanes as
+// one row of work, so that the short tiles at a launch's end leave none of them idle.
 #pragma once
 
 #include "score/sm90/packed_sums.cuh"
@@ -16,9 +16,8 @@ template <class Traits>
 class Combiner {
   using Storage = typename Traits::SharedStorage;
   static constexpr int kLanes = Traits::kCombinerWarps * cutlass::NumThreadsPerWarp;
-  static constexpr int kWarps = 4 * Traits::kWarpGroups;  // consumers
-  static constexpr int kBlockRows = Traits::Config::kRowsPerBlock, kPartRows = Traits::kPartRows, kWarpRows = Traits::kWarpRows;
-  static constexpr int kTileBlocks = Traits::kTileBlocks;
+  static constexpr int kParts = 4 * Traits::kWarpGroups * Traits::kWarpParts;  // of a tile
+  static constexpr int kPartRows = Traits::kPartRows, kWarpRows = Traits::kWarpRows, kTileBlocks = Traits::kTileBlocks;
   static constexpr int kVector = kTileBlocks < 8 ? kTileBlocks : 8;  // key blocks of a lane at a time: 8 fill 16 bytes
   using Packed = PackedSums<kVector>;
 
@@ -29,68 +28,53 @@ class Combiner {
     for (TileWalk walk; !walk.done(params_); walk.advance()) {
       Tile const tile = Tile::at<Traits>(params_, walk.index);
       wait_at(smem_.sums_full[ring_.slot], ring_.phase);
-      if (params_.mean) combine_tile<true>(tile);
-      else combine_tile<false>(tile);
+      if (params_.mean) combine_parts<true>(tile);
+      else combine_parts<false>(tile);
       arrive_at(smem_.sums_empty[ring_.slot]);  // every lane, for its own reads
       ring_.advance();
     }
   }
 
  private:
-  // This lane's share of the vectors of key blocks of all warps.
+  // This lane's share of the vectors of key blocks of all parts.
   template <bool kMean>
-  __device__ __forceinline__ void combine_tile(Tile const& tile) const {
-    int const vectors = tile.num_k_tiles * (kTileBlocks / kVector);  // of a warp
-    int const step_warps = kLanes / vectors, step_vectors = kLanes % vectors;
-    int warp = lane_ / vectors, vector = lane_ % vectors;
+  __device__ __forceinline__ void combine_parts(Tile const& tile) const {
+    int const vectors = tile.num_k_tiles * (kTileBlocks / kVector);  // of a part
+    int const step_parts = kLanes / vectors, step_vectors = kLanes % vectors;
+    int part = lane_ / vectors, vector = lane_ % vectors;
     #pragma unroll 1
-    while (warp < kWarps) {
-      combine<kMean>(tile, warp, vector * kVector);
-      warp += step_warps;
+    while (part < kParts) {
+      combine<kMean>(tile, part / Traits::kWarpParts, part % Traits::kWarpParts, vector * kVector);
+      part += step_parts;
       vector += step_vectors;
       if (vector >= vectors) {
         vector -= vectors;
-        ++warp;
+        ++part;
       }
     }
   }
 
-  // A vector of key blocks of the parts of one warp. Every row of a part's query block lies in one warp group, which has summed as
-  // many columns of each.
+  // A vector of key blocks of one part, unless its query block sees none of them: all of its rows lie in one warp group, which has
+  // summed as many.
   template <bool kMean>
-  __device__ __forceinline__ void combine(Tile const& tile, int warp, int block) const {
-    int const row = tile.row_of<Traits>(params_, warp / 4) + warp % 4 * kWarpRows, head = tile.head_of<Traits>(params_, warp / 4);
-    if (row >= params_.num_sub_rows || !sees(min(row + kWarpRows, params_.num_sub_rows) - 1, block)) return;
-    uint16_t const* const from =
-        Traits::warp_sums(params_, ring_.slot, warp) + block / kTileBlocks * (kWarpRows * kTileBlocks) + block % kTileBlocks;
-    Packed sums[kWarpRows];
+  __device__ __forceinline__ void combine(Tile const& tile, int warp, int part, int block) const {
+    constexpr int kBlockRows = Traits::Config::kRowsPerBlock, kBlockColumns = Traits::Config::kColumnsPerBlock;
+    int const row = tile.row_of<Traits>(params_, warp / 4) + warp % 4 * kWarpRows + part * kPartRows, q_block = row / kBlockRows;
+    int const last_row = min((q_block + 1) * kBlockRows, params_.num_sub_rows) - 1, valid = params_.num_sub_rows - row;
+    if (valid <= 0 || block * kBlockColumns >= params_.num_visible(last_row)) return;
+    uint16_t const* const from = Traits::warp_sums(params_, ring_.slot, warp) + part * kPartRows * kTileBlocks +
+                                 block / kTileBlocks * (kWarpRows * kTileBlocks) + block % kTileBlocks;
+    Packed sums[kPartRows];
     CUTE_UNROLL
-    for (int i = 0; i < kWarpRows; ++i) sums[i] = __ldcg(reinterpret_cast<Packed const*>(from + i * kTileBlocks));
-    float const* const factors = smem_.factors[ring_.slot] + warp * kWarpRows;
+    for (int i = 0; i < kPartRows; ++i) sums[i] = __ldcg(reinterpret_cast<Packed const*>(from + i * kTileBlocks));
+    float const* const factors = smem_.factors[ring_.slot] + warp * kWarpRows + part * kPartRows;
+    float best[kVector] = {};
     CUTE_UNROLL
-    for (int first = 0; first < kWarpRows; first += kPartRows) {
-      float best[kVector] = {};
-      CUTE_UNROLL
-      for (int i = first; i < first + kPartRows; ++i) {
-        take<kMean>(best, sums[i], row + i < params_.num_sub_rows ? factors[i] : 0.0f);
-      }
-      if (row + first < params_.num_sub_rows && sees(row + first, block)) store(best, head, row + first, block);
-    }
-  }
-
-  // Whether the query block of a sub-row sees one of the key blocks from `block` on.
-  __device__ __forceinline__ bool sees(int row, int block) const {
-    int const last_row = min((row / kBlockRows + 1) * kBlockRows, params_.num_sub_rows) - 1;
-    return block * Traits::Config::kColumnsPerBlock < params_.num_visible(last_row);
-  }
-
-  // The masses of the part whose first sub-row is `row`.
-  __device__ __forceinline__ void store(float const (&masses)[kVector], int head, int row, int block) const {
-    float* const to = params_.masses.mass + params_.masses.row(head, row / kBlockRows, row % kBlockRows / kPartRows) + block;
+    for (int i = 0; i < kPartRows; ++i) take<kMean>(best, sums[i], i < valid ? factors[i] : 0.0f);
+    int const head = tile.head_of<Traits>(params_, warp / 4);
+    float* const to = params_.masses.mass + params_.masses.row(head, q_block, row % kBlockRows / kPartRows) + block;
     CUTE_UNROLL
-    for (int i = 0; i < kVector; i += 4) {
-      *reinterpret_cast<float4*>(to + i) = make_float4(masses[i], masses[i + 1], masses[i + 2], masses[i + 3]);
-    }
+    for (int i = 0; i < kVector; i += 4) *reinterpret_cast<float4*>(to + i) = make_float4(best[i], best[i + 1], best[i + 2], best[i + 3]);
   }
 
   // One row's probabilities of a vector of key blocks.
