@@ -221,8 +221,13 @@ struct RotateKernel {
   }
 };
 
+// Where head_dim is no power of two, finding sub-blocks takes more registers than kMinCtas leave.
 template <class Config, Pooling kPooling>
-__global__ void __launch_bounds__(Config::kThreads, Config::kMinCtas)
+constexpr int kRotateMinCtas =
+    Config::kMinCtas - int(kPooling == Pooling::kSubBlocks && (Config::kHeadDim & (Config::kHeadDim - 1)) != 0);
+
+template <class Config, Pooling kPooling>
+__global__ void __launch_bounds__(Config::kThreads, kRotateMinCtas<Config, kPooling>)
     rotate_kernel(__grid_constant__ RotateParams const p) {
   if constexpr (kPooling == Pooling::kBlocks) {
     __shared__ typename RotateKernel<Config>::Tile::SharedStorage shared;
