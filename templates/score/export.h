@@ -9,6 +9,7 @@
 #include "score/sm90/choose.cuh"
 #include "score/sm90/kernel.cuh"
 #include "shared/ffi.h"
+#include "shared/lists.h"
 #include "shared/tensor_map.h"
 
 namespace prism::score {
@@ -162,9 +163,6 @@ void run(TensorView q_sub, TensorView k_sub, TensorView thresholds, double softm
   DLDevice const device = q_sub.device();
   check_tensor<Element>(q_sub, "q_sub", 4, device);
   check_tensor<Element>(k_sub, "k_sub", 4, device);
-  check_tensor<float>(thresholds, "thresholds", 2, device);
-  check_tensor<int32_t>(block_indices, "block_indices", 4, device);
-  check_tensor<int32_t>(block_counts, "block_counts", 3, device);
   check_tensor<float>(scratch, "scratch", 1, device);
   check_range(force_sink, "force_sink", 0, 1);
   check_range(force_recent, "force_recent", 0, 1);
@@ -183,19 +181,8 @@ void run(TensorView q_sub, TensorView k_sub, TensorView thresholds, double softm
   check_shape(k_sub, "k_sub", {batch, shape.num_kv_heads, key_rows, Config::kHeadDim});
   check_strides(q_sub, "q_sub");
   check_strides(k_sub, "k_sub");
-  check_shape(thresholds, "thresholds", {num_lists, 1});
+  check_lists({thresholds, block_indices, block_counts, wanted_counts, probs, 1}, batch, num_lists, num_q_blocks, num_k_blocks, device);
   int64_t const max_blocks = block_indices.size(3);
-  check_range(max_blocks, "block_indices.shape[3] (max_blocks)", 1, kMax);
-  check_shape(block_indices, "block_indices", {batch, num_lists, num_q_blocks, max_blocks});
-  check_shape(block_counts, "block_counts", {batch, num_lists, num_q_blocks});
-  if (wanted_counts.has_value()) {
-    check_tensor<int32_t>(wanted_counts.value(), "wanted_counts", 3, device);
-    check_shape(wanted_counts.value(), "wanted_counts", {batch, num_lists, num_q_blocks});
-  }
-  if (probs.has_value()) {
-    check_tensor<int32_t>(probs.value(), "probs", 5, device);
-    check_shape(probs.value(), "probs", {batch, num_lists, 1, num_q_blocks, num_k_blocks});
-  }
   DeviceGuard const guard(device.device_id);
   int const num_sms = multiprocessor_count(device.device_id);
   check_range(scratch.size(0), "scratch.shape[0]", shape.sums_floats(num_sms) + shape.mass_floats(), std::numeric_limits<int64_t>::max());

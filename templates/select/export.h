@@ -3,6 +3,7 @@
 
 #include "select/params.h"
 #include "shared/ffi.h"
+#include "shared/lists.h"
 
 #include <algorithm>
 #include <limits>
@@ -222,9 +223,6 @@ void select_launch(TensorView q_mean, TensorView k_mean, TensorView q_energy, Te
   check_tensor<float>(k_mean, "k_mean", 4, device);
   check_tensor<float>(q_energy, "q_energy", 4, device);
   check_tensor<float>(k_energy, "k_energy", 4, device);
-  check_tensor<float>(thresholds, "thresholds", 2, device);
-  check_tensor<int32_t>(block_indices, "block_indices", 4, device);
-  check_tensor<int32_t>(block_counts, "block_counts", 3, device);
 
   int64_t const batch = q_mean.size(0), num_q_heads = q_mean.size(1), num_kv_heads = k_mean.size(1);
   int64_t const num_q_blocks = lengths.num_q_blocks(), num_k_blocks = lengths.num_k_blocks();
@@ -244,19 +242,8 @@ void select_launch(TensorView q_mean, TensorView k_mean, TensorView q_energy, Te
     TVM_FFI_THROW(ValueError) << "k_energy has room for " << energy_capacity << " blocks a head, k_mean for " << k_capacity
                               << ", expected one cache";
   }
-  check_shape(thresholds, "thresholds", {num_lists, 2});
+  check_lists({thresholds, block_indices, block_counts, wanted_counts, probs, 2}, batch, num_lists, num_q_blocks, num_k_blocks, device);
   int64_t const max_blocks = block_indices.size(3);
-  check_range(max_blocks, "block_indices.shape[3] (max_blocks)", 1, std::numeric_limits<int>::max());
-  check_shape(block_indices, "block_indices", {batch, num_lists, num_q_blocks, max_blocks});
-  check_shape(block_counts, "block_counts", {batch, num_lists, num_q_blocks});
-  if (wanted_counts.has_value()) {
-    check_tensor<int32_t>(wanted_counts.value(), "wanted_counts", 3, device);
-    check_shape(wanted_counts.value(), "wanted_counts", {batch, num_lists, num_q_blocks});
-  }
-  if (probs.has_value()) {
-    check_tensor<int32_t>(probs.value(), "probs", 5, device);
-    check_shape(probs.value(), "probs", {batch, num_lists, 2, num_q_blocks, num_k_blocks});
-  }
   constexpr int64_t kMaxOffset = std::numeric_limits<int>::max();  // a head's means are addressed in int32
   check_range(num_k_blocks * Bands::kHeadDim, "num_k_blocks * head_dim", 1, kMaxOffset);
   check_range(num_q_blocks * Bands::kHeadDim, "num_q_blocks * head_dim", 1, kMaxOffset);
