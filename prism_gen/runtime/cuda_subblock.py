@@ -82,7 +82,7 @@ class CudaSubBlockBackend:
         return _PoolOutputs(q_sub, cache.mean, fine.q, fine.k, cache.num_tokens, cache.tail, cache.next_tail)
 
     def select(self, pooled: Pooled, thresholds: Tensor, *, softmax_scale: float, with_probs: bool) -> Selection:
-        """See Backend.select; two launches or more. What follows a row's block_counts in block_indices is not written."""
+        """See Backend.select; some launches. What follows a row's block_counts in block_indices is not written."""
         q_mean, k_mean, grid = pooled.q_mean, pooled.k_mean, pooled.grid
         rules, fine, device = self._rules, self._sub_blocks, q_mean.device
         heads = (q_mean.shape[1], k_mean.shape[1])
