@@ -8,4 +8,4 @@ cd "$(dirname "$0")/.."
 show ruff check .
 show ruff format --check .
 show mypy
-show python -m pytest "$@"
+show python -m pytest -n 2 --dist loadfile "$@"  # one core compiles, the other tests

@@ -31,14 +31,15 @@ def test_unchanged_second_build_is_under_a_second_and_runs_no_tool(prism, fake):
     arguments = ("build", "--model-config", CONFIG, "--block-size", "128x128,128x64,64x64", "--out", "b")
     assert prism(*arguments).returncode == 0
     fake.reset()
-    walls_s = []
+    spent_s = []  # processor time: other tests share the machine
     for _ in range(3):
-        started = time.monotonic()
+        before = os.times()
         done = prism(*arguments)
-        walls_s.append(time.monotonic() - started)
+        after = os.times()
+        spent_s.append(after.children_user + after.children_system - before.children_user - before.children_system)
         assert "(0 compiled, 5 unchanged)" in done.stdout
     assert not fake.calls()
-    assert min(walls_s) < 1.0
+    assert min(spent_s) < 1.0
 
 
 def test_two_models_in_one_bundle_need_its_name(prism):
