@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 
+from benchmarks.accuracy.command import exit_status
 from benchmarks.accuracy.documents import load_documents
 from benchmarks.accuracy.evaluate import evaluate
 from benchmarks.accuracy.settings import Setting, parse_setting
 from benchmarks.accuracy.smollm2 import SmolLM2
 from benchmarks.accuracy.sparse import BACKENDS
-from prism_gen.errors import ConfigError, PrismError
+from prism_gen.errors import ConfigError
 from prism_gen.runtime.environment import environment
 from prism_gen.verify.report import emit
 
@@ -28,12 +29,7 @@ from prism_gen.verify.report import emit
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0, or 2 for a mistake in its arguments."""
     options = _parser().parse_args(arguments)
-    try:
-        _run(options)
-    except PrismError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(_run, options)
 
 
 def _parser() -> argparse.ArgumentParser:

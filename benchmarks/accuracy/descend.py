@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.accuracy.command import exit_status
 from benchmarks.accuracy.costs import Cost, costs_of, way_of
 from benchmarks.accuracy.documents import load_documents
 from benchmarks.accuracy.profiles import profile_of
@@ -26,7 +27,6 @@ from benchmarks.accuracy.sparse import BACKENDS, Backend, open_layers
 from benchmarks.accuracy.vary import Choice, Varied
 from prism_gen.calibrate.curves import THRESHOLDS
 from prism_gen.calibrate.measured import nearest_step
-from prism_gen.errors import PrismError
 from prism_gen.runtime import PrismAttention, load_bundle
 from prism_gen.runtime.environment import environment
 from prism_gen.sub_blocks import SubBlocks
@@ -163,12 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--log", type=Path, required=True, help="JSON lines, appended to")
     add("--commit", help="commit of this tree, where .git is absent")
     options = parser.parse_args(arguments)
-    try:
-        _run(options)
-    except PrismError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(_run, options)
 
 
 @torch.inference_mode()

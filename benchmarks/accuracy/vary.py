@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.accuracy.command import exit_status
 from benchmarks.accuracy.documents import load_documents
 from benchmarks.accuracy.settings import parse_setting
 from benchmarks.accuracy.smollm2 import SmolLM2
 from benchmarks.accuracy.sparse import BACKENDS, Backend, dense_layer, head_density, open_layers, sparse_layer
 from prism_gen.calibrate.divergence import DensePredictions
-from prism_gen.errors import PrismError
 from prism_gen.runtime import PrismAttention, load_bundle
 from prism_gen.runtime.environment import environment
 from prism_gen.runtime.thresholds import Thresholds
@@ -130,12 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--out", type=Path, required=True, help="JSON lines, appended to")
     add("--commit", help="commit of this tree, where .git is absent")
     options = parser.parse_args(arguments)
-    try:
-        _run(options)
-    except PrismError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(_run, options)
 
 
 @torch.inference_mode()
