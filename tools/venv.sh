@@ -20,5 +20,7 @@ if [ ! -x "$venv/bin/pip" ] && ! "$python" -m venv "$venv"; then
   exit 1
 fi
 . "$venv/bin/activate"
+# pip would compile all 12,000 modules first; Python compiles those that are used, once.
+unset PYTHONDONTWRITEBYTECODE
 # torch is named first and pinned here: the extra takes any version from 2.5 on, this is the one that the tests know.
-show python -m pip install -qq torch==2.13.0 --editable ".[$1]"
+show python -m pip install -qq --no-compile torch==2.13.0 --editable ".[$1]"
