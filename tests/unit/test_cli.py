@@ -31,15 +31,20 @@ def test_unchanged_second_build_is_under_a_second_and_runs_no_tool(prism, fake):
     arguments = ("build", "--model-config", CONFIG, "--block-size", "128x128,128x64,64x64", "--out", "b")
     assert prism(*arguments).returncode == 0
     fake.reset()
-    spent_s = []  # processor time: other tests share the machine
-    for _ in range(3):
+
+    def spent_s(*arguments: str) -> float:
+        """Processor time: other tests share the machine."""
         before = os.times()
-        done = prism(*arguments)
+        assert prism(*arguments).returncode == 0
         after = os.times()
-        spent_s.append(after.children_user + after.children_system - before.children_user - before.children_system)
-        assert "(0 compiled, 5 unchanged)" in done.stdout
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    rounds = [(spent_s(*arguments), spent_s("--help")) for _ in range(3)]
+    assert "(0 compiled, 5 unchanged)" in prism(*arguments).stdout
     assert not fake.calls()
-    assert min(spent_s) < 1.0
+    builds, starts = zip(*rounds, strict=True)
+    # Of a core that others share a second buys half as much: then twice what Python, typer and rich take to start.
+    assert min(builds) < max(1.0, 2.0 * min(starts)), rounds
 
 
 def test_two_models_in_one_bundle_need_its_name(prism):
