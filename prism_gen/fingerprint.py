@@ -31,6 +31,7 @@ FLAGS = (
     "-Xlinker=--exclude-libs,ALL",
     "-shared",
 )
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^">]+)[">]', re.MULTILINE)
 
 
@@ -75,6 +76,28 @@ def template_digest(spec: KernelSpec, text: str, *, root: Path) -> str:
     inputs = {
         "template": sha256(root / family(spec.family).template),
         "headers": header_closure(text, root),
+        "flags": flags(spec.arch),
+    }
+    return hashlib.sha256(msgspec.json.encode(inputs, order="sorted")).hexdigest()
+
+
+def _without_comments(text: str) -> str:
+    """C++ without comments and empty lines. The sources have no string with the mark of a comment in it."""
+    return "\n".join(line.rstrip() for line in _COMMENT.sub("", text).splitlines() if line.strip())
+
+
+def code_digest(spec: KernelSpec, text: str, *, root: Path) -> str:
+    """Digest of what one compiler makes a kernel of: spec, source, headers below `root`, flags; comments play no part.
+
+    Kernels of the same code digest and tool versions have the same instructions, and so the same registers and counts.
+    """
+    headers = {
+        name: _without_comments((root / name).read_text(encoding="utf-8")) for name in header_closure(text, root)
+    }
+    inputs = {
+        "spec": spec.to_json(),
+        "source": _without_comments(text),
+        "headers": headers,
         "flags": flags(spec.arch),
     }
     return hashlib.sha256(msgspec.json.encode(inputs, order="sorted")).hexdigest()

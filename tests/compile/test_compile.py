@@ -17,17 +17,17 @@ from prism_gen import fingerprint
 from prism_gen.build import build
 from prism_gen.compile import Compiler
 from prism_gen.errors import CompileError
-from prism_gen.families import FAMILIES, PoolProblem, RotateProblem
+from prism_gen.families import FAMILIES
 from prism_gen.fingerprint import make_source
 from prism_gen.jobs import default_jobs
 from prism_gen.manifest import KernelEntry
 from prism_gen.model import ModelSpec, RopeSpec, SelectionSpec
 from prism_gen.model_config import load_model_config
 from prism_gen.render import render, template_root
-from prism_gen.rope import bands
-from prism_gen.schedules import kernel_spec
+from prism_gen.schedules import ROWS
 from prism_gen.specialize import specialize
 from prism_gen.toolchain import Toolchain, find_toolchain
+from tools.kernel_table import TABLE, digest, figures, known_figures, representative, versions
 
 pytestmark = pytest.mark.compile
 
@@ -56,14 +56,14 @@ def _with_rotate(model: ModelSpec) -> ModelSpec:
 
 
 def _with_sub_blocks(model: ModelSpec) -> ModelSpec:
-    """The model under another name, with the other estimator."""
-    selection = msgspec.structs.replace(model.selection, estimator="subblock", sub_block_q=4)
+    """The model under another name, with the other estimator, at 64x64."""
+    selection = msgspec.structs.replace(model.selection, estimator="subblock", sub_block_q=4, block_sizes=((64, 64),))
     return msgspec.structs.replace(model, name=f"{model.name}-fine", selection=selection)
 
 
 @pytest.fixture(scope="module")
 def bundle(toolchain, tmp_path_factory) -> Path:
-    """Qwen3-8B at 128x128 (head_dim 128) and SmolLM2-135M at 64x64 (head_dim 64), compiled for sm90."""
+    """Qwen3-8B (head_dim 128) at 128x128 and 64x64, SmolLM2-135M (head_dim 64) at 64x64, compiled for sm90."""
     return tmp_path_factory.mktemp("bundle") / "real"
 
 
@@ -90,6 +90,28 @@ def kernels(toolchain, bundle) -> tuple[KernelEntry, ...]:
 def test_every_family_compiles_for_both_head_dims(kernels):
     built = {(entry.spec.family, entry.spec.problem.head_dim) for entry in kernels}
     assert built == {(family, head_dim) for family in FAMILIES for head_dim in (64, 128)}
+
+
+def test_the_table_is_what_its_rows_compile_to(kernels, toolchain):
+    """Of the rows that these kernels stand for. Others rest on digests alone: see tests/unit/test_kernel_table.py."""
+    committed = TABLE.read_text(encoding="utf-8")
+    if versions(toolchain) not in committed:
+        pytest.skip(f"another toolchain than the table's: {versions(toolchain)}")
+    rows = {representative(row) for row in ROWS}
+    sample = [entry for entry in kernels if entry.spec in rows]
+    compiled = {
+        digest(entry.spec): figures(
+            registers=entry.registers,
+            smem_bytes=entry.smem_bytes,
+            spill_bytes=entry.spill_bytes,
+            instructions=entry.instructions,
+        )
+        for entry in sample
+    }
+    known = known_figures(committed)
+    assert compiled == {code: known.get(code) for code in compiled}, "python tools/kernel_table.py, and read the diff"
+    sampled = {(entry.spec.family, entry.spec.problem.head_dim) for entry in sample}
+    assert sampled == {(family, head_dim) for family in FAMILIES for head_dim in (64, 128)}
 
 
 def test_no_kernel_spills_or_uses_local_memory(kernels):
@@ -136,25 +158,32 @@ def test_library_needs_only_the_c_and_cxx_runtimes(kernels, bundle):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head_dim", [64, 128])
-def test_every_block_size_compiles_for_fp16_too(make_model, toolchain, tmp_path, head_dim):
-    """bf16 is test_kernel_table's."""
-    model = make_model(
-        head_dim=head_dim,
-        dtype="fp16",
-        rope=RopeSpec(rotary_dim=head_dim),
-        block_sizes=((128, 128), (128, 64), (64, 64)),
-    )
-    manifest = build(
-        [model],
-        archs=["sm90"],
-        out=tmp_path / "bundle",
-        cache=CACHE,
-        toolchain=toolchain,
-        jobs=default_jobs(),
-        report=lambda event: None,
-    )
-    assert len(manifest.kernels) == 5  # one pool, one select, three attends; each passed its gates
+def test_fp16_other_head_dims_and_partial_interleaved_rotation_compile(make_model, toolchain):
+    """In as few kernels as show each family that has a dtype; the bundle above is bf16, its RoPE half-split, whole."""
+    selection = SelectionSpec(block_sizes=((128, 64),), fused_rope=True)
+    fine = msgspec.structs.replace(selection, estimator="subblock")
+    specs = [
+        spec
+        for head_dim, chosen, families in (
+            (96, selection, ("pool", "rotate", "attend")),
+            (256, fine, ("rotate", "subpool")),
+        )
+        for spec in specialize(
+            make_model(
+                head_dim=head_dim,
+                dtype="fp16",
+                rope=RopeSpec(rotary_dim=head_dim // 2, interleaved=True),
+                selection=chosen,
+            ),
+            ["sm90"],
+        )
+        if spec.family in families
+    ]
+    assert len(specs) == 5
+    root = template_root()
+    sources = [make_source(spec, render(spec, root), root=root, toolchain=toolchain) for spec in specs]
+    compiler = Compiler(toolchain=toolchain, cache=CACHE, root=root)
+    compiler.compile_all(sources, jobs=default_jobs(), report=lambda event: None)  # each passes its gates
 
 
 @pytest.fixture
@@ -167,19 +196,6 @@ def compile_one(toolchain, tmp_path):
         return compiler.compile_all([source], jobs=1, report=lambda event: None)[0]
 
     return run
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("head_dim", [96, 192, 256])
-def test_pool_and_rotate_compile_for_partial_interleaved_fp16(compile_one, head_dim):
-    """bf16 with whole, half-split rotation is test_kernel_table's."""
-    rope = RopeSpec(rotary_dim=head_dim // 2, interleaved=True)
-    split = bands(rope, head_dim, SelectionSpec(), block_size=128)
-    fields = {"dtype": "fp16", "head_dim": head_dim, "high_dims": split.high_dims, "low_dims": split.low_dims}
-    pool = kernel_spec("pool", "sm90", PoolProblem(**fields))
-    turn = RotateProblem(**fields, rotary_dim=rope.rotary_dim, interleaved=True)
-    for spec in (pool, kernel_spec("rotate", "sm90", turn)):
-        assert compile_one(spec, template_root()).figures.registers > 0
 
 
 def test_target_without_its_feature_suffix_is_refused(compile_one, monkeypatch):

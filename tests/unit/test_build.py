@@ -13,6 +13,8 @@ from prism_gen.compile import Compiler, Event
 from prism_gen.jobs import default_jobs
 from prism_gen.manifest import MANIFEST_NAME, read_manifest
 from prism_gen.model import SelectionSpec
+from prism_gen.render import render
+from prism_gen.specialize import specialize
 
 PAIRS = ((128, 128), (128, 64))
 
@@ -160,15 +162,26 @@ def test_command_takes_nothing_hidden_from_the_environment(fake, tmp_path, monke
     assert environment["TMPDIR"] == str(tmp_path)
 
 
+def test_code_digest_follows_headers_but_not_their_comments(templates, make_model):
+    spec = specialize(make_model(), ["sm90"])[0]
+    text = '#include "pool/kernel.h"\nint x;\n'
+    common = templates / "shared" / "common.h"
+
+    def digest(header: str, source: str = text) -> str:
+        common.write_text(header)
+        return fingerprint.code_digest(spec, source, root=templates)
+
+    bare = digest("int a;\n")
+    assert digest("// why\nint a;  // what\n\n/* and\n   how */\n", f"// for people\n{text}") == bare
+    assert len({bare, digest("int b;\n"), digest("int a;\n", f"{text}int y;\n")}) == 3
+
+
 def test_header_closure_crosses_folders_and_stops_at_foreign_headers(templates):
     found = fingerprint.header_closure('#include "pool/kernel.h"\n#  include <cute/tensor.hpp>\n', templates)
     assert set(found) == {"pool/kernel.h", "shared/common.h"}
 
 
 def test_compile_all_keeps_the_order_of_its_sources(fake, templates, make_model, tmp_path):
-    from prism_gen.render import render
-    from prism_gen.specialize import specialize
-
     tools = fake.toolchain()
     sources = [
         fingerprint.make_source(spec, render(spec, templates), root=templates, toolchain=tools)
