@@ -88,10 +88,11 @@ class LongConsumer {
     PreparedSums const energies(p, q_row_, work_.k_row);
     float const band_scale = __ldg(params_.k_down + work_.k_row) *
         logit_scale<Traits::High::kDims, Traits::Low::kDims, Traits::kHeadDim, false>(p, energies, work_.band, 0, 1, q_row_, work_.k_row, 0);
+    constexpr float kLeastScale = 0x1p-120f;  // of means of zeros: times the -inf of a hidden column, 0 would give NaN
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
       float const energy = __ldg(p.q_energy + (int64_t(q_row_) * p.num_q_blocks + q_block(r)) * kComponents + kAllDims);
-      sums.scale[r] = half_scale(energy).down * band_scale;
+      sums.scale[r] = fmaxf(half_scale(energy).down * band_scale, kLeastScale);
     }
     each_tile([&](auto const& acc, int, bool first) {
       sums.add(acc, first);
