@@ -48,7 +48,8 @@ class SelectShape(Struct, frozen=True, kw_only=True):
 class SelectSchedule(Struct, frozen=True, kw_only=True):
     """Shapes by rising words: lists of one q head under the paper's rules, under any rules, and lists of a group.
 
-    scratch, group_scratch: for rows longer than all of these, and for lists of more heads, cluster 1.
+    Under the paper's rules, rows longer than every plain shape's take the kernels for long rows. scratch,
+    group_scratch: for rows longer than all head and group shapes, and for lists of more heads, cluster 1.
     """
 
     plain: tuple[SelectShape, ...]
@@ -67,6 +68,7 @@ def _context(spec: KernelSpec) -> dict[str, Any]:
         "high_chunks": list(split.high_chunks),
         "low_chunks": list(split.low_chunks),
         "plain_shapes": ", ".join(shape.type_name() for shape in schedule.plain),
+        "long_least_words": schedule.plain[-1].words,
         "head_shapes": ", ".join(shape.type_name() for shape in schedule.head),
         "group_shapes": ", ".join(shape.type_name() for shape in schedule.group),
         "scratch_shape": schedule.scratch.type_name(),

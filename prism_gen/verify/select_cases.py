@@ -122,6 +122,13 @@ SELECT_CASES = (
     *(SelectCase(300, 150_000, 64, 64, num_q_heads=5, num_kv_heads=1, rules=rules, threshold=t) for rules, t in RULES),
     SelectCase(16384, 16384, 64, 64, num_q_heads=2, num_kv_heads=1, scores="flat"),
     SelectCase(32768, 32768, 128, 64, num_q_heads=2, num_kv_heads=1),
+    # Long rows, under the paper's rules a path of their own.
+    *(SelectCase(5000, 150_000, 64, 64, scores=s) for s in SCORES),
+    *(SelectCase(3000, 150_001, 64, 64, threshold=t, batch=2) for t in (0.05, 0.5, 1.0)),
+    *(SelectCase(300, 150_000, 64, 64, num_q_heads=q, num_kv_heads=kv, scores="flat") for q, kv in GROUPS),
+    SelectCase(20_000, 150_000, 64, 64, num_q_heads=7, num_kv_heads=1, scores="flat"),
+    SelectCase(100_000, 131_072, 128, 128, num_q_heads=4, num_kv_heads=2),
+    SelectCase(70_000, 70_000, 64, 64, num_q_heads=7, num_kv_heads=1, scores="flat"),
     # Rows of 8192 key blocks fill shared memory, rows of 16384 take the scratch path.
     SelectCase(300, 1 << 19, 64, 64, num_q_heads=2, num_kv_heads=1),
     SelectCase(129, 1 << 20, 64, 64, num_q_heads=3, num_kv_heads=1, scores="flat"),
@@ -143,6 +150,7 @@ FUSED_CASES = (
 )
 SANITIZER_SELECT_CASES = (
     SelectCase(129, 300, num_q_heads=2, num_kv_heads=1),
+    SelectCase(300, 150_000, 64, 64),
     SelectCase(65, 65, 64, 64, scores="ties"),
     SelectCase(300, 70_000, 128, 64, rules=SelectRules(share="group", calibration="prefix", max_blocks=9)),
 )

@@ -1,6 +1,8 @@
 // Host side of select: checks the tensors, fills SelectParams, picks a shape, launches. Owns the exported functions' meaning and errors.
 #pragma once
 
+#include "select/launch.h"
+#include "select/long.h"
 #include "select/params.h"
 #include "shared/ffi.h"
 #include "shared/lists.h"
@@ -11,8 +13,6 @@
 namespace prism {
 
 constexpr int64_t kMaxSmemBytes = 227 * 1024;  // dynamic shared memory of one CTA, sm90
-constexpr int64_t kMaxGrid = 65535;            // of blockIdx.y and blockIdx.z
-constexpr int kPrepareSlices = 64;             // CTAs of prepare for a KV head
 constexpr int64_t kScratchCtas = 264;          // CTAs that share `scratch`: two on each of an H200's 132 SMs
 
 // How rows of up to 32 * kWords_ key blocks are worked on.
@@ -32,16 +32,6 @@ struct SelectShapes {};
 template <class Bands, class Shape>
 struct SelectConfig : Bands, Shape {};
 
-inline void check_sizes(TensorView const& t, char const* name, std::initializer_list<int64_t> shape) {
-  int dim = 0;
-  for (int64_t size : shape) check_size(t, name, dim++, size);
-}
-
-inline void check_shape(TensorView const& t, char const* name, std::initializer_list<int64_t> shape) {
-  check_sizes(t, name, shape);
-  check_contiguous(t, name);
-}
-
 // Blocks from one head of a KV tensor [batch, num_heads, num_blocks, width] to the next: more than num_blocks where it is the used part of
 // a cache. Heads of the next batch entry follow.
 inline int64_t head_capacity(TensorView const& t, char const* name) {
@@ -54,12 +44,6 @@ inline int64_t head_capacity(TensorView const& t, char const* name) {
                               << ", expected a contiguous tensor or the first blocks of one";
   }
   return stride / width;
-}
-
-inline void check_range(int64_t value, char const* name, int64_t low, int64_t high) {
-  if (value < low || value > high) {
-    TVM_FFI_THROW(ValueError) << name << " is " << value << ", expected " << low << " to " << high;
-  }
 }
 
 // Block sizes and lengths, in tokens.
@@ -114,30 +98,16 @@ int64_t shape_scratch_floats(SelectShapes<Shape, Longer...>, ScratchSizes const&
 }
 
 // The same whatever the rules.
-template <class Bands, class PlainShapes, class HeadShapes, class GroupShapes, class ScratchShape, class GroupScratchShape>
+template <class Bands, class PlainShapes, class Long, class HeadShapes, class GroupShapes, class ScratchShape, class GroupScratchShape>
 int64_t select_scratch_floats(int64_t batch, int64_t num_q_heads, int64_t num_kv_heads, int64_t share_group, int64_t num_q_blocks,
                               int64_t num_k_blocks) {
   ScratchSizes const sizes{batch, num_q_heads, num_kv_heads, share_group != 0 ? num_kv_heads : num_q_heads, num_q_blocks, num_k_blocks};
   sizes.check();
   if (sizes.num_lists < sizes.num_q_heads) return shape_scratch_floats<Bands, GroupScratchShape>(GroupShapes{}, sizes);
-  return std::max(shape_scratch_floats<Bands, ScratchShape>(PlainShapes{}, sizes),
-                  shape_scratch_floats<Bands, ScratchShape>(HeadShapes{}, sizes));
-}
-
-// Starts a kernel that may begin before the one ahead of it in the stream has ended.
-template <class Launched>
-void start_early(Launched kernel, SelectParams const& p, dim3 grid, int threads, int64_t smem_bytes, DLDevice device) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = size_t(smem_bytes);
-  config.stream = current_stream(device);
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  check_cuda(cudaLaunchKernelEx(&config, kernel, p), "select launch");
+  int64_t const any_rules = shape_scratch_floats<Bands, ScratchShape>(HeadShapes{}, sizes);
+  if (!Long::serves(num_k_blocks)) return std::max(any_rules, shape_scratch_floats<Bands, ScratchShape>(PlainShapes{}, sizes));
+  LongScratch<LongTraits<Bands>> const parts(batch, num_q_heads, num_kv_heads, num_q_blocks, num_k_blocks);
+  return std::max(any_rules, parts.floats());
 }
 
 template <class Kernel, class Launched>
@@ -172,14 +142,19 @@ void check_heads(SelectParams const& p) {
   }
 }
 
-// The first shape whose rows are long enough, and whose CTAs have rows for all heads of a list; or the scratch's.
+// The first shape whose rows are long enough, and whose CTAs have rows for all heads of a list; or the scratch's. ScratchShape: void
+// where the shapes are enough.
 template <class Bands, SelectMode kMode, class ScratchShape>
 void select_dispatch(SelectShapes<>, SelectParams const& p, DLDevice device) {
-  using Config = SelectConfig<Bands, ScratchShape>;
-  using Kernel = SelectKernel<Config, kMode>;
-  check_heads<Kernel>(p);
-  int64_t const ctas = std::min(Kernel::num_tiles(p), kScratchCtas);
-  select_start<Kernel>(select_kernel<Config, kMode, true>, p, dim3(unsigned(ctas)), Kernel::template smem_bytes<true>(p), device);
+  if constexpr (std::is_void_v<ScratchShape>) {
+    TVM_FFI_THROW(InternalError) << "no kernel takes rows of " << p.num_k_blocks << " blocks";
+  } else {
+    using Config = SelectConfig<Bands, ScratchShape>;
+    using Kernel = SelectKernel<Config, kMode>;
+    check_heads<Kernel>(p);
+    int64_t const ctas = std::min(Kernel::num_tiles(p), kScratchCtas);
+    select_start<Kernel>(select_kernel<Config, kMode, true>, p, dim3(unsigned(ctas)), Kernel::template smem_bytes<true>(p), device);
+  }
 }
 
 template <class Bands, SelectMode kMode, class ScratchShape, class Shape, class... Longer>
@@ -205,7 +180,7 @@ inline int64_t least_capacity(SelectParams const& p) {
 }
 
 // share_group, prefix_calibration, force_*: 0 or 1. cut_kind: a CutKind.
-template <class Bands, class PlainShapes, class HeadShapes, class GroupShapes, class ScratchShape, class GroupScratchShape>
+template <class Bands, class PlainShapes, class Long, class HeadShapes, class GroupShapes, class ScratchShape, class GroupScratchShape>
 void select_launch(TensorView q_mean, TensorView k_mean, TensorView q_energy, TensorView k_energy, TensorView thresholds,
                    int64_t block_size_q, int64_t block_size_k, int64_t seqlen_q, int64_t seqlen_k, int64_t force_sink,
                    int64_t force_recent, int64_t share_group, int64_t prefix_calibration, int64_t cut_kind,
@@ -247,7 +222,7 @@ void select_launch(TensorView q_mean, TensorView k_mean, TensorView q_energy, Te
   constexpr int64_t kMaxOffset = std::numeric_limits<int>::max();  // a head's means are addressed in int32
   check_range(num_k_blocks * Bands::kHeadDim, "num_k_blocks * head_dim", 1, kMaxOffset);
   check_range(num_q_blocks * Bands::kHeadDim, "num_q_blocks * head_dim", 1, kMaxOffset);
-  if (int64_t const floats = select_scratch_floats<Bands, PlainShapes, HeadShapes, GroupShapes, ScratchShape, GroupScratchShape>(
+  if (int64_t const floats = select_scratch_floats<Bands, PlainShapes, Long, HeadShapes, GroupShapes, ScratchShape, GroupScratchShape>(
           batch, num_q_heads, num_kv_heads, share_group, num_q_blocks, num_k_blocks)) {
     if (!scratch.has_value()) {
       TVM_FFI_THROW(ValueError) << "scratch is None, expected fp32 [" << floats << "] (scratch_floats says how many)";
@@ -270,16 +245,20 @@ void select_launch(TensorView q_mean, TensorView k_mean, TensorView q_energy, Te
   if (params.may_overflow()) {
     check_range(max_blocks, "block_indices.shape[3] (max_blocks)", least_capacity(params), std::numeric_limits<int>::max());
   }
+  bool const paper_rules = params.paper_rules(), with_probs = params.probs != nullptr;
   if (heads_per_list > 1) select_dispatch<Bands, SelectMode::kGroup, GroupScratchShape>(GroupShapes{}, params, device);
-  else if (params.plain()) select_dispatch<Bands, SelectMode::kPlain, ScratchShape>(PlainShapes{}, params, device);
+  else if (paper_rules && Long::serves(num_k_blocks) && with_probs) long_launch<LongTraits<Bands>, true>(params, device);
+  else if (paper_rules && Long::serves(num_k_blocks)) long_launch<LongTraits<Bands>, false>(params, device);
+  else if (paper_rules && !with_probs && num_k_blocks < Long::kMostBlocks) select_dispatch<Bands, SelectMode::kPlain, void>(PlainShapes{}, params, device);
   else select_dispatch<Bands, SelectMode::kHead, ScratchShape>(HeadShapes{}, params, device);
 }
 
 }  // namespace prism
 
-#define PRISM_EXPORT_SELECT(Bands, PlainShapes, HeadShapes, GroupShapes, ScratchShape, GroupScratchShape, kSpec)                         \
-  PRISM_EXPORT_SPEC(kSpec)                                                                                                               \
-  TVM_FFI_DLL_EXPORT_TYPED_FUNC(                                                                                                         \
-      select, (prism::select_launch<Bands, PlainShapes, HeadShapes, GroupShapes, ScratchShape, GroupScratchShape>))                      \
-  TVM_FFI_DLL_EXPORT_TYPED_FUNC(                                                                                                         \
-      scratch_floats, (prism::select_scratch_floats<Bands, PlainShapes, HeadShapes, GroupShapes, ScratchShape, GroupScratchShape>))
+#define PRISM_EXPORT_SELECT(Bands, PlainShapes, Long, HeadShapes, GroupShapes, ScratchShape, GroupScratchShape, kSpec)         \
+  PRISM_EXPORT_SPEC(kSpec)                                                                                                     \
+  TVM_FFI_DLL_EXPORT_TYPED_FUNC(                                                                                               \
+      select, (prism::select_launch<Bands, PlainShapes, Long, HeadShapes, GroupShapes, ScratchShape, GroupScratchShape>))      \
+  TVM_FFI_DLL_EXPORT_TYPED_FUNC(scratch_floats,                                                                                \
+                                (prism::select_scratch_floats<Bands, PlainShapes, Long, HeadShapes, GroupShapes, ScratchShape, \
+                                                              GroupScratchShape>))

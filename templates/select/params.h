@@ -43,9 +43,9 @@ struct SelectParams {
   // Whether a row may want more blocks than its list holds.
   CUTE_HOST_DEVICE bool may_overflow() const { return max_blocks < num_k_blocks; }
 
-  // Whether the kernel for the paper's rules will do.
-  CUTE_HOST_DEVICE bool plain() const {
-    return cut_kind == CutKind::kTopP && !prefix_calibration && !may_overflow() && probs == nullptr;
+  // Whether these are the paper's rules, for lists of one q head that hold all.
+  CUTE_HOST_DEVICE bool paper_rules() const {
+    return heads_per_list == 1 && cut_kind == CutKind::kTopP && !prefix_calibration && !may_overflow();
   }
 
   // Key blocks that the last valid row of a query block sees.

@@ -24,14 +24,20 @@ CUTE_DEVICE int list_length(SelectParams const& p, uint32_t const* mask, int q_b
   return __reduce_add_sync(kFullWarp, count);
 }
 
+// Without a branch.
+CUTE_DEVICE void store_if(bool yes, int32_t* to, int32_t value) {
+  asm volatile("{ .reg .pred yes; setp.ne.u32 yes, %0, 0; @yes st.global.b32 [%1], %2; }" ::"r"(uint32_t(yes)), "l"(to), "r"(value) : "memory");
+}
+
 // Writes one list. wanted: its length before it fell back, where lists may overflow. kept_word(word): what the cut-offs kept; every lane
 // asks, past the row's end too. Each word is written by the whole warp, a lane a column. (A lane a word, put together in shared memory,
 // took 490 instructions for a dense row of 16 words instead of 180, and its stores collided in one bank.)
 template <class KeptWord>
 CUTE_DEVICE void emit_list(SelectParams const& p, int64_t out_row, int q_block, int wanted, KeptWord const& kept_word) {
   int const lane = threadIdx.x % kWarpSize, num_visible = p.num_visible(q_block), num_words = mask_words(num_visible);
-  uint32_t const before = (1u << lane) - 1u;
+  uint32_t const own = 1u << lane, before = own - 1u;
   int32_t* out = p.block_indices + out_row * p.max_blocks;
+  asm("" : "+l"(out));  // one address, which the compiler would make anew for every store
   int count = 0;
   for (int first = 0; first < num_words; first += kBatchWords) {
     int const word = first + lane;
@@ -39,12 +45,13 @@ CUTE_DEVICE void emit_list(SelectParams const& p, int64_t out_row, int q_block, 
     kept = word < num_words ? kept | forced_word(p, word, q_block, num_visible) : 0u;
     int const end = warp_prefix_sum(__popc(kept), lane), start = count + end - __popc(kept);
     count += __shfl_sync(kFullWarp, end, kWarpSize - 1);
-    int const words = min(kBatchWords, num_words - first), column = first * kWarpSize + lane;
+    int const words = min(kBatchWords, num_words - first);
+    int column = first * kWarpSize + lane;
     #pragma unroll 4
-    for (int w = 0; w < words; ++w) {
+    for (int w = 0; w < words; ++w, column += kWarpSize) {
       uint32_t const bits = __shfl_sync(kFullWarp, kept, w);
       int const place = __shfl_sync(kFullWarp, start, w) + __popc(bits & before);
-      if (bits >> lane & 1u) out[place] = column + w * kWarpSize;
+      store_if(bits & own, out + place, column);
     }
   }
   if (lane == 0) {

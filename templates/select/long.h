@@ -1,0 +1,86 @@
+// Host side of select for long rows: which rows they are, the scratch they need, and the launch.
+#pragma once
+
+#include "select/launch.h"
+#include "select/long_params.h"
+
+#include <algorithm>
+
+namespace prism {
+
+// Rows of more than kLeastWords words of 32 key blocks take the kernels for long rows.
+template <int kLeastWords_>
+struct LongRows {
+  static constexpr int kLeastWords = kLeastWords_;
+
+  static constexpr int64_t kMostBlocks = 0xffff;  // of a row: numbers of its blocks have 16 bits
+
+  static bool serves(int64_t num_k_blocks) { return num_k_blocks > int64_t(kLeastWords) * 32 && num_k_blocks <= kMostBlocks; }
+};
+
+// Parts of the scratch, in bytes from its start.
+template <class Traits>
+struct LongScratch {
+  int64_t q_slabs, k_slabs, k_down, totals, kept, lists, end;
+
+  LongScratch(int64_t batch, int64_t num_q_heads, int64_t num_kv_heads, int64_t num_q_blocks, int64_t num_k_blocks) {
+    constexpr int64_t kTotalsBytes = 3 * sizeof(float), kMaskRowBytes = kTileWords * sizeof(uint32_t);
+    int64_t const q_heads = batch * num_q_heads, kv_heads = batch * num_kv_heads;
+    int64_t const row_tiles = (num_q_blocks + kLongRows - 1) / kLongRows, tiles = (num_k_blocks + kLongColumns - 1) / kLongColumns;
+    end = 0;
+    q_slabs = place(q_heads * row_tiles * Traits::kSlabs * kQuerySlabBytes);
+    k_slabs = place(kv_heads * tiles * Traits::kSlabs * kKeySlabBytes);
+    k_down = place(kv_heads * int64_t(sizeof(float)));
+    totals = place((q_heads + kv_heads) * kTotalsBytes);
+    kept = place(q_heads * 2 * row_tiles * kLongRows * tiles * kMaskRowBytes);
+    lists = place(int64_t(kMostLongCtas) * Traits::kWarpGroups * kLongRows * kListEntries * int64_t(sizeof(uint2)));
+  }
+
+  int64_t floats() const { return end / int64_t(sizeof(float)); }
+
+ private:
+  int64_t place(int64_t bytes) {
+    constexpr int64_t kAlign = 128;
+    int64_t const start = end;
+    end += (bytes + kAlign - 1) / kAlign * kAlign;
+    return start;
+  }
+};
+
+template <class Traits>
+LongScratch<Traits> long_scratch(SelectParams const& p) {
+  return {p.batch, p.num_q_heads, p.num_kv_heads, p.num_q_blocks, p.num_k_blocks};
+}
+
+template <class Traits, bool kProbs>
+void long_launch(SelectParams const& select, DLDevice device) {
+  using Storage = typename Traits::SharedStorage;
+  if (select.batch == 0) return;
+  check_range(int64_t(select.batch) * select.num_kv_heads, "batch * kv heads", 0, kMaxGrid);
+  LongScratch<Traits> const parts = long_scratch<Traits>(select);
+  auto* const scratch = reinterpret_cast<unsigned char*>(select.scratch);
+  LongParams p{};
+  p.select = select;
+  p.q_slabs = scratch + parts.q_slabs;
+  p.k_slabs = scratch + parts.k_slabs;
+  p.k_down = reinterpret_cast<float*>(scratch + parts.k_down);
+  p.select.q_totals = reinterpret_cast<float*>(scratch + parts.totals);
+  p.select.k_totals = p.select.q_totals + int64_t(select.batch) * select.num_q_heads * 3;
+  p.kept = reinterpret_cast<uint32_t*>(scratch + parts.kept);
+  p.lists = reinterpret_cast<uint2*>(scratch + parts.lists);
+  p.num_row_tiles = (select.num_q_blocks + kLongRows - 1) / kLongRows;
+  p.num_tiles = (select.num_k_blocks + kLongColumns - 1) / kLongColumns;
+
+  DeviceGuard const guard(device.device_id);
+  dim3 const prepare_grid(kPrepareSlices + select.num_q_heads / select.num_kv_heads + 1, select.batch * select.num_kv_heads);
+  start_early(prepare_long_kernel<Traits>, p, prepare_grid, kPrepareThreads, 0, device);
+  auto const kernel = select_long_kernel<Traits, kProbs>;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(sizeof(Storage))), "select shared memory size");
+  int64_t const ctas = std::min<int64_t>(LongWork<Traits>::count(p), kMostLongCtas);
+  start_early(kernel, p, dim3(unsigned(ctas)), Traits::kThreads, sizeof(Storage), device);
+  constexpr int64_t kEmitRows = kEmitThreads / 32;
+  int64_t const rows = int64_t(select.batch) * select.num_q_heads * select.num_q_blocks;
+  start_early(emit_long_kernel<kProbs>, p, dim3(unsigned((rows + kEmitRows - 1) / kEmitRows)), kEmitThreads, 0, device);
+}
+
+}  // namespace prism

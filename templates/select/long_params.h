@@ -1,0 +1,37 @@
+// Host/device arguments of the kernels for long rows, and how their scratch is laid out. Knows no framework.
+#pragma once
+
+#include "select/params.h"
+
+namespace prism {
+
+constexpr int kLongRows = 64;      // M of wgmma: query blocks of one q head that a warp group takes
+constexpr int kLongColumns = 128;  // key blocks of a tile
+constexpr int kTileWords = kLongColumns / 32;
+constexpr int kMostLongCtas = 132;  // persistent: one on each SM of an H200
+
+// Operands lie in memory as wgmma wants them in shared memory, so that a plain bulk copy brings them there. A slab is 32 dims of a
+// band: rows of 128 bytes, the high halves and then the low ones, their 16-byte pieces swizzled as CuTe's 128-byte swizzle has it.
+constexpr int kSlabDims = 32;
+constexpr int kSlabRowBytes = 128;
+constexpr int kQuerySlabBytes = kLongRows * kSlabRowBytes;
+constexpr int kKeySlabBytes = kLongColumns * kSlabRowBytes;
+
+constexpr int kListEntries = 96;  // values of a row's bracket, with their columns
+
+struct LongParams {
+  SelectParams select;
+  unsigned char* q_slabs;  // [batch * num_q_heads][num_row_tiles][slabs of both bands]
+  unsigned char* k_slabs;  // [batch * num_kv_heads][num_tiles][slabs of both bands]
+  float* k_down;           // [batch * num_kv_heads]: undoes the scaling of a head's key means
+  uint32_t* kept;          // [batch * num_q_heads][2][num_row_tiles * 64][num_tiles * 4]: bit masks of each band
+  uint2* lists;            // [CTAs][warp groups][64][kListEntries]
+  int num_row_tiles, num_tiles;
+
+  CUTE_HOST_DEVICE uint32_t* kept_row(int q_row, int band, int q_block) const {
+    int64_t const rows = int64_t(num_row_tiles) * kLongRows;
+    return kept + ((int64_t(q_row) * 2 + band) * rows + q_block) * num_tiles * kTileWords;
+  }
+};
+
+}  // namespace prism

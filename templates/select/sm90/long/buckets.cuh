@@ -1,0 +1,134 @@
+// How many values of a row lie where, by their logarithm: counts in shared memory that the first pass fills, and the stretch of buckets
+// in which the cut-off is to be sought. They only guide. Four threads, a quad, share a row.
+#pragma once
+
+#include "select/sm90/cut.cuh"
+
+namespace prism {
+
+template <class T>
+CUTE_DEVICE T quad_sum(T x) {
+  x += __shfl_xor_sync(kFullWarp, x, 1);
+  return x + __shfl_xor_sync(kFullWarp, x, 2);
+}
+CUTE_DEVICE float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, 1));
+  return fmaxf(x, __shfl_xor_sync(kFullWarp, x, 2));
+}
+
+// Bucket b holds what is nearest to first + b * step, in octaves; the outer ones also what lies beyond.
+struct Buckets {
+  static constexpr int kCount = 64;
+  static constexpr int kStride = kCount + 4;  // words from row to row: rows fall into different banks, and are read 16 bytes at once
+  // Of the deviation of a row's first tile, about its mean: what is to be resolved. The cut-off lies above the mean in rows of few strong
+  // columns, below it in even ones. A row of equal values has a deviation of 0.
+  static constexpr float kBelow = 3.5f, kAbove = 4.5f, kLeastDeviation = 0x1p-14f;
+
+  float slope, offset;  // a value lies at slope * octaves + offset, from 0 to 1
+
+  CUTE_DEVICE static Buckets about(float mean, float deviation) {
+    float const width = fmaxf(deviation, kLeastDeviation), slope = 1.f / ((kBelow + kAbove) * width);
+    return {slope, (kBelow * width - mean) * slope};
+  }
+  CUTE_DEVICE float step() const { return 1.f / (slope * float(kCount - 1)); }
+  CUTE_DEVICE float first() const { return -offset / slope; }
+
+  // The address of a value's count. row: place_of(counts of the row). The bucket's number is the lower bits of a float above 2^23.
+  CUTE_DEVICE static uint32_t place_of(uint32_t const* counts) {
+    return cute::cast_smem_ptr_to_uint(counts) - __float_as_uint(0x1p23f) * uint32_t(sizeof(uint32_t));
+  }
+  CUTE_DEVICE uint32_t place(uint32_t row, float octaves) const {
+    float part;
+    asm("fma.rn.ftz.sat.f32 %0, %1, %2, %3;" : "=f"(part) : "f"(octaves), "f"(slope), "f"(offset));  // __saturatef is one more instruction
+    return __float_as_uint(fmaf(part, float(kCount - 1), 0x1p23f)) * uint32_t(sizeof(uint32_t)) + row;
+  }
+  CUTE_DEVICE static void count(uint32_t place) { asm volatile("red.shared.add.u32 [%0], 1;" ::"r"(place)); }
+};
+
+// A stretch in octaves. It has no end where it reaches an outer bucket.
+struct Stretch {
+  float low, high;
+};
+
+// Where the values from the largest down add up to `threshold` of `mass`, the sum of exp2 of all `columns`. counts: of the row; hidden:
+// columns that were counted in the first bucket and are none.
+CUTE_DEVICE Stretch find_stretch(Buckets const& buckets, uint32_t const* counts, int columns, int hidden, float mass, float threshold) {
+  constexpr int kLast = Buckets::kCount - 1, kOwn = Buckets::kCount / 4;  // buckets of a thread
+  constexpr int kFew = 12;      // values: a stretch of fewer grows, since the mass of few values is not known well
+  constexpr int kMostMore = 8;  // buckets on either side
+  constexpr float kMostStrong = 80.f;
+  constexpr float kMany = 12.f;  // values of one bucket: of more, those about the interpolated place are taken
+  // By so much the place may be wrong: five deviations of a place among so many values, or four where that would not fit into a list.
+  constexpr float kDeviation = 2.5f, kMostValues = 40.f, kBend = 0.02f;
+  constexpr float kMargin = 0.15f;                   // of a bucket
+  int const thread = threadIdx.x % 4;
+  // A value of bucket b is about 2^(first + b * step). The values below the cut-off add up to what is not kept, so it is at least their
+  // mean.
+  float const first = buckets.first(), step = buckets.step(), ratio = exp2f(step), start = exp2f(fmaf(float(thread * kOwn), step, first));
+  float const left = (1.f - threshold) * mass, least = __log2f(left / float(columns));
+  int const least_bucket = int(fminf(fmaxf((least - first) / step, 0.f), float(kLast)));
+  float number[kOwn], own = 0.f, strong = 0.f, value = start;
+  CUTE_UNROLL
+  for (int four = 0; four < kOwn; four += 4) {
+    uint4 const x = *reinterpret_cast<uint4 const*>(counts + thread * kOwn + four);
+    number[four] = float(int(x.x)), number[four + 1] = float(int(x.y)), number[four + 2] = float(int(x.z)), number[four + 3] = float(int(x.w));
+  }
+  if (thread == 0) number[0] -= float(hidden);
+  float const last = number[kOwn - 1];
+  if (thread == 3) number[kOwn - 1] = 0.f;  // of the last bucket it is known only that it has the rest
+  CUTE_UNROLL
+  for (int i = 0; i < kOwn; ++i) {
+    own = fmaf(number[i], value, own);
+    value *= ratio;
+    strong += thread * kOwn + i >= least_bucket ? number[i] : 0.f;
+  }
+  strong = quad_sum(thread == 3 ? strong + last : strong);
+  float below = own;  // mass under this thread's buckets
+  float const from_one = __shfl_up_sync(kFullWarp, below, 1, 4);
+  if (thread >= 1) below += from_one;
+  float const from_two = __shfl_up_sync(kFullWarp, below, 2, 4);
+  if (thread >= 2) below += from_two;
+  float const all = __shfl_sync(kFullWarp, below, 3, 4);
+  below -= own;
+  // The bucket in which the mass from below passes what is not kept; the last one has the rest.
+  float part = mass - all, under = all;
+  int bucket = kLast;
+  value = start;
+  CUTE_UNROLL
+  for (int i = 0; i < kOwn; ++i) {
+    float const x = number[i] * value, end = below + x;
+    bool const here = end > left && bucket == kLast && x > 0.f;
+    bucket = here ? thread * kOwn + i : bucket;
+    part = here ? x : part;
+    under = here ? below : under;
+    below = end;
+    value *= ratio;
+  }
+  CUTE_UNROLL
+  for (int offset = 1; offset < 4; offset *= 2) {
+    int const other = __shfl_xor_sync(kFullWarp, bucket, offset);
+    float const other_part = __shfl_xor_sync(kFullWarp, part, offset), other_under = __shfl_xor_sync(kFullWarp, under, offset);
+    if (other < bucket) bucket = other, part = other_part, under = other_under;
+  }
+  auto const count = [&](int place) { return place < 0 || place > kLast ? 0 : int(counts[place]) - (place == 0 ? hidden : 0); };
+  int values = count(bucket), more = 0;
+  // Inside the bucket the mass changes evenly, as its neighbours and the values themselves do.
+  constexpr float kLn2 = 0.6931472f;
+  float const here = float(values), part_place = (left - under) / fmaxf(part, 1e-30f);
+  float const slope = fmaf(step, kLn2, float(count(bucket + 1) - count(bucket - 1)) / (2.f * here));
+  float const place = fmaf(slope * 0.5f * part_place, 1.f - part_place, part_place);
+  #pragma unroll 1
+  while (values < kFew && more < kMostMore) {
+    ++more;
+    values += count(bucket - more) + count(bucket + more);
+  }
+  float const margin = fminf(kDeviation * rsqrtf(here), kMostValues / here) + kBend;  // of the bucket
+  bool const inside = more == 0 && here > kMany;
+  float const down = inside ? place - margin : fminf(place - kMargin, -float(more) - (more > 0 ? kMargin : 0.f));
+  float const up = inside ? place + margin : fmaxf(place + kMargin, 1.f + float(more) + (more > 0 ? kMargin : 0.f));
+  if (strong <= kMostStrong && least_bucket > 0) return {least - 0.01f, INFINITY};  // few strong values: all from there on
+  float const origin = first + (float(bucket) - 0.5f) * step;
+  return {bucket - more <= 0 ? -INFINITY : fmaf(down, step, origin), bucket + more >= kLast ? INFINITY : fmaf(up, step, origin)};
+}
+
+}  // namespace prism

@@ -1,0 +1,266 @@
+// A consumer warp group of the kernel for long rows: 64 rows of one band of a q head. The first pass over the row's keys adds up its
+// exponentials, the second tries a bracket for its cut-off; where that missed in some row of the CTA, one more pass tries another.
+#pragma once
+
+#include "select/sm90/calibrate.cuh"
+#include "select/sm90/long/finish.cuh"
+#include "select/sm90/long/passes.cuh"
+#include "select/sm90/long/products.cuh"
+#include "select/sm90/long/traits.cuh"
+#include "select/sm90/scores.cuh"
+#include "shared/mbarrier.cuh"
+#include "shared/ring.cuh"
+
+namespace prism {
+
+// kProbs: also writes the fixed-point probabilities.
+template <class Traits, bool kProbs>
+class LongConsumer {
+  using Storage = typename Traits::SharedStorage;
+  using Work = LongWork<Traits>;
+
+ public:
+  CUTE_DEVICE LongConsumer(LongParams const& params, Storage& smem, int warp_group, int thread)
+      : params_(params), smem_(smem), warp_group_(warp_group), thread_(thread),
+        products_(smem, warp_group) {}
+
+  CUTE_DEVICE void run() {
+    for (int round = 0; long_work_index(round) < Work::count(params_); ++round) {
+      work_ = Work::at(params_, long_work_index(round));
+      take(round);
+    }
+  }
+
+ private:
+  CUTE_DEVICE void take(int round) {
+    SelectParams const& p = params_.select;
+    bool const idle = warp_group_ >= work_.num_items;
+    int const item = idle ? 0 : warp_group_;
+    q_row_ = work_.q_row(params_, item);
+    first_row_ = work_.row_tile(params_, item) * kLongRows;
+    num_tiles_ = work_.num_tiles(params_);
+    first_sees_ = idle ? 0 : work_.first_sees(params_, item);
+    last_sees_ = idle ? 0 : work_.last_sees(params_, item);
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) sees_[r] = p.num_visible(q_block(r));
+    CutRule const rule(CutKind::kTopP, __ldg(p.thresholds + q_row_ % p.num_q_heads * kBands + work_.band));
+
+    wait_at(smem_.q_full, round % 2);
+    RowBracket bracket[kThreadRows];
+    RowBits bits;
+    first_pass(rule, bracket, bits);
+    bool trims = false;
+    #pragma unroll 1
+    for (int turn = 1;; ++turn) {
+      bits_pass(bracket, trims, bits);
+      bool again = false;
+      CUTE_UNROLL
+      for (int r = 0; r < kThreadRows; ++r) {
+        bits.sum_high[r] = quad_sum(bits.sum_high[r]);
+        bits.sum_between[r] = quad_sum(bits.sum_between[r]);
+        uint32_t const sum_low = bits.sum_high[r] + bits.sum_between[r];
+        RowBracket::Known now;
+        if (turn > 1) now = known(r);
+        __syncwarp();
+        again |= !bracket[r].learn(now, rule.threshold, sum_low, bits.sum_high[r], bits.found_of(r), bits.found_of(r) <= kListEntries, turn);
+        if (thread_ % 4 == 0) known(r) = now;
+        __syncwarp();
+        trims |= now.ties != kAllTies;
+      }
+      trims = __any_sync(kFullWarp, trims);
+      if (!tell_verdict(again && !idle)) break;
+    }
+    release(smem_.q_empty);
+    if (!idle) finish(rule, bracket, bits);
+  }
+
+  CUTE_DEVICE void first_pass(CutRule const& rule, RowBracket (&bracket)[kThreadRows], RowBits& bits) {
+    SelectParams const& p = params_.select;
+    RowSums sums;
+    sums.start();
+    __syncwarp();  // the counts of the item before have been read
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) {
+      for (int i = thread_ % 4; i < Buckets::kCount; i += 4) counts(r)[i] = 0;
+      sums.place[r] = Buckets::place_of(counts(r));
+    }
+    __syncwarp();
+    PreparedSums const energies(p, q_row_, work_.k_row);
+    float const band_scale = __ldg(params_.k_down + work_.k_row) *
+        logit_scale<Traits::High::kDims, Traits::Low::kDims, Traits::kHeadDim, false>(p, energies, work_.band, 0, 1, q_row_, work_.k_row, 0);
+    constexpr float kLeastScale = 0x1p-120f;  // of means of zeros: times the -inf of a hidden column, 0 would give NaN
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) {
+      float const energy = __ldg(p.q_energy + (int64_t(q_row_) * p.num_q_blocks + q_block(r)) * kComponents + kAllDims);
+      sums.scale[r] = fmaxf(half_scale(energy).down * band_scale, kLeastScale);
+    }
+    each_tile([&](auto const& acc, int, bool first) {
+      sums.add(acc, first);
+    });
+    __syncwarp();
+    int const counted = (last_sees_ + kLongColumns - 1) / kLongColumns * kLongColumns;
+    float mass[kThreadRows];
+    Stretch stretch[kThreadRows];
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) {  // every lane, before any branch
+      mass[r] = quad_sum(sums.total[r]);
+      stretch[r] = find_stretch(sums.buckets[r], counts(r), sees_[r], counted - sees_[r], mass[r], rule.threshold);
+    }
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) {
+      bits.scale[r] = sums.scale[r];
+      bits.reference[r] = sums.reference[r];
+      bits.unit[r] = __frcp_rn(mass[r]) * float(kFixedOne);  // a power of two: p rounds once
+      // A mass of 1 or more (or NaN) keeps all, and so does a row of NaN.
+      if (!is_row(r) || !(rule.threshold > 0.f && rule.threshold < 1.f) || !(mass[r] > 0.f && mass[r] < INFINITY)) {
+        bracket[r].decide(!(rule.threshold <= 0.f));
+      } else if (sees_[r] <= kListEntries) {
+        bracket[r].take_whole();
+      } else {
+        bracket[r].guess(stretch[r], bits.unit[r]);
+      }
+    }
+  }
+
+  // trims: whether a row of the warp has more ties than fit into its lists.
+  CUTE_DEVICE void bits_pass(RowBracket const (&bracket)[kThreadRows], bool trims, RowBits& bits) {
+    bits.start();
+    bits.list = row_list(0);
+    bits.stage = cute::cast_smem_ptr_to_uint(warp_counts()) + lane() * 16;
+    __syncwarp();  // the counts have been read
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) bits.low[r] = bracket[r].low, bits.high[r] = bracket[r].high;
+    uint32_t* const kept = kept_words(0);
+    int const next_kept = 8 * params_.num_tiles * kTileWords;  // to the thread's other row
+    each_tile([&](auto const& acc, int tile, bool) {
+      int const column = tile * kLongColumns + thread_ % 4 * kThreadColumns;
+      if constexpr (kProbs) {
+        ProbsPlace const place = probs_place(tile);
+        bits.add(acc, column, [&](int i, int r, uint32_t x) { place.put(i, r, x); });
+      } else {
+        bits.add(acc, column, [](int, int, uint32_t) {});
+      }
+      bool const whole = (tile + 1) * kLongColumns <= first_sees_;
+      CUTE_UNROLL
+      for (int r = 0; r < kThreadRows; ++r) {
+        uint32_t word = bits.kept[r] & (whole ? ~0u : bit_range(0, sees_[r] - column));
+        uint32_t* const place = kept + r * next_kept + tile * kTileWords;
+        if (trims) word = trim(word, *place, r);
+        *place = word;
+      }
+    });
+  }
+
+  // Of a row with more ties than fit into its lists: the word of the last pass, which kept none of them, with the first of those that are
+  // new in this one.
+  CUTE_DEVICE uint32_t trim(uint32_t word, uint32_t before, int r) const {
+    uint32_t& left = known(r).ties;
+    uint32_t const ties = left, tied = ties == kAllTies ? 0u : word & ~before;
+    int end = __popc(tied);  // of the quad's ties up to this thread's
+    CUTE_UNROLL
+    for (int offset = 1; offset < 4; offset *= 2) {
+      int const other = __shfl_up_sync(kFullWarp, end, offset, 4);
+      if (thread_ % 4 >= offset) end += other;
+    }
+    int const all = __shfl_sync(kFullWarp, end, 3, 4), start = end - __popc(tied);
+    __syncwarp();
+    if (ties != kAllTies && thread_ % 4 == 0) left = ties - min(ties, uint32_t(all));
+    __syncwarp();
+    if (ties == kAllTies) return word;
+    return before | (ties > uint32_t(start) ? lowest_bits(tied, min(int(ties) - start, __popc(tied))) : 0u);
+  }
+
+  CUTE_DEVICE ProbsPlace probs_place(int tile) const {
+    SelectParams const& p = params_.select;
+    int const column = tile * kLongColumns + thread_ % 4 * kThreadColumns;
+    int64_t const row = (int64_t(q_row_) * kBands + work_.band) * p.num_q_blocks + q_block(0);
+    ProbsPlace place{p.probs + row * p.num_k_blocks + column, int64_t(q_block(1) - q_block(0)) * p.num_k_blocks, {}};
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) place.visible[r] = is_row(r) ? sees_[r] - column : 0;
+    return place;
+  }
+
+  CUTE_DEVICE void finish(CutRule const& rule, RowBracket const (&bracket)[kThreadRows], RowBits const& bits) const {
+    ListedRows rows;
+    rows.target = fixed_target(rule.threshold);
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) {
+      rows.list[r] = row_list(r);
+      rows.found[r] = bracket[r].decided() ? 0 : bits.found_of(r);
+      rows.kept[r] = params_.kept_row(q_row_, work_.band, row_of(r));
+      rows.more[r] = warp_counts() + r * kWarpSize + lane();
+    }
+    __syncwarp();  // the lists have been written
+    rows.load();
+    Cutoff cutoff[kThreadRows];
+    rows.find(bracket, bits.sum_high, bits.sum_between, cutoff);
+    rows.keep(cutoff);
+  }
+
+  // f(scores, tile, first): for each tile that the warp group sees; hidden scores are -inf.
+  template <class F>
+  CUTE_DEVICE void each_tile(F const& f) {
+    auto acc = LongProducts<Traits>::accumulator();  // of this pass alone: registers are wanted between the passes
+    #pragma unroll 1
+    for (int tile = 0; tile < num_tiles_; ++tile) {
+      if (tile * kLongColumns < last_sees_) {
+        products_.take(acc, Traits::band_slabs(work_.band));
+        if ((tile + 1) * kLongColumns > first_sees_) mask(acc, tile);
+        f(acc, tile, tile == 0);
+      } else {
+        products_.pass_by(Traits::band_slabs(work_.band));
+      }
+    }
+  }
+
+  template <class Acc>
+  CUTE_DEVICE void mask(Acc& acc, int tile) const {
+    int visible[kThreadRows];  // of this thread's columns
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) visible[r] = sees_[r] - tile * kLongColumns - thread_ % 4 * kThreadColumns;
+    CUTE_UNROLL
+    for (int i = 0; i < cute::size(acc); ++i) {
+      if (2 * (i / 4) + i % 2 >= visible[i / 2 % 2]) acc(i) = -INFINITY;
+    }
+  }
+
+  // Whether any thread of the CTA wants one more pass; tells the loader.
+  CUTE_DEVICE bool tell_verdict(bool again) {
+    constexpr int kNamedBarrier = 1;
+    uint32_t any;
+    asm volatile(
+        "{ .reg .pred mine, any; setp.ne.u32 mine, %1, 0;\n\t"
+        "barrier.cta.red.or.pred any, %2, %3, mine; selp.u32 %0, 1, 0, any; }"
+        : "=r"(any) : "r"(uint32_t(again)), "n"(kNamedBarrier), "n"(Traits::kConsumers) : "memory");
+    if (warp_group_ == 0 && thread_ == 0) {
+      smem_.again = any;
+      arrive_at(smem_.verdict);
+    }
+    __syncwarp();  // products take whole warps
+    return any != 0;
+  }
+
+  CUTE_DEVICE int lane() const { return thread_ % kWarpSize; }
+  CUTE_DEVICE int row_of(int r) const { return first_row_ + thread_ / kWarpSize * 16 + lane() / 4 + 8 * r; }
+  CUTE_DEVICE bool is_row(int r) const { return row_of(r) < params_.select.num_q_blocks; }
+  CUTE_DEVICE int q_block(int r) const { return min(row_of(r), params_.select.num_q_blocks - 1); }  // rows past the end repeat the last
+
+  CUTE_DEVICE RowBracket::Known& known(int r) const { return smem_.known[warp_group_][row_of(r) - first_row_]; }  // registers are short
+  CUTE_DEVICE uint32_t* counts(int r) const { return smem_.counts[warp_group_][row_of(r) - first_row_]; }
+  CUTE_DEVICE uint32_t* warp_counts() const { return smem_.counts[warp_group_][thread_ / kWarpSize * 16]; }
+  CUTE_DEVICE int cta_warp_group() const { return int(blockIdx.x) * Traits::kWarpGroups + warp_group_; }
+  CUTE_DEVICE uint2* row_list(int r) const {
+    return params_.lists + (int64_t(cta_warp_group()) * kLongRows + row_of(r) - first_row_) * kListEntries;
+  }
+  CUTE_DEVICE uint32_t* kept_words(int r) const { return params_.kept_row(q_row_, work_.band, row_of(r)) + thread_ % 4; }
+
+  LongParams const& params_;
+  Storage& smem_;
+  int const warp_group_, thread_;  // thread: in the warp group
+  Work work_{};
+  int q_row_ = 0, first_row_ = 0;  // of the item
+  int num_tiles_ = 0, first_sees_ = 0, last_sees_ = 0, sees_[kThreadRows] = {};
+  LongProducts<Traits> products_;
+};
+
+}  // namespace prism

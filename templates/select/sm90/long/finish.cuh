@@ -1,0 +1,145 @@
+// The cut-off of rows among the few values of their brackets, exactly, and the bits that it keeps of them. A quad does its two rows in
+// step, so that one's latencies lie under the other's.
+#pragma once
+
+#include "select/sm90/long/passes.cuh"
+
+namespace prism {
+
+// A thread's part of its rows' lists: every fourth entry.
+struct ListedRows {
+  static constexpr int kMost = kListEntries / 4;
+  static constexpr int kHeld = 8;  // whose values are in registers: with more, ptxas would be short of them in the passes too
+  static constexpr int kPart = 8;   // of them, looked at or passed over together
+  static constexpr int kMoreStep = kThreadRows * kWarpSize;  // shared memory for the others: words from entry to entry
+  static_assert((kMost - kHeld) * kMoreStep <= 16 * Buckets::kStride, "in place of a warp's counts");
+
+  uint32_t target;
+  uint2 const* list[kThreadRows];  // of the row
+  int found[kThreadRows];          // its entries
+  uint32_t* kept[kThreadRows];     // its bit mask
+  uint32_t* more[kThreadRows];
+  uint32_t held[kThreadRows][kHeld];  // 0 behind the list's end
+  int count[kThreadRows];             // of this thread
+  int most;                           // of any thread of the warp
+
+  CUTE_DEVICE void load() {
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) count[r] = (found[r] + 3 - int(threadIdx.x % 4)) / 4;
+    most = __reduce_max_sync(kFullWarp, max(count[0], count[1]));
+    each_part([&](int i, int r) { held[r][i] = i < count[r] ? entry(r, i).x : 0u; });
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) {
+      #pragma unroll 4
+      for (int i = kHeld; i < count[r]; ++i) more[r][(i - kHeld) * kMoreStep] = entry(r, i).x;
+    }
+  }
+
+  // sum_high, sum_between: of all values from the bracket's upper end on, and of those in it.
+  CUTE_DEVICE void find(RowBracket const (&bracket)[kThreadRows], uint32_t const (&sum_high)[kThreadRows],
+                        uint32_t const (&sum_between)[kThreadRows], Cutoff (&cutoff)[kThreadRows]) const {
+    CutoffSearch search[kThreadRows] = {begin(bracket[0], sum_high[0], sum_between[0]), begin(bracket[1], sum_high[1], sum_between[1])};
+    bool done[kThreadRows];
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) cutoff[r] = kKeepAll, done[r] = bracket[r].decided();
+    #pragma unroll 1
+    for (int turn = 1;; ++turn) {
+      CUTE_UNROLL
+      for (int r = 0; r < kThreadRows; ++r) {
+        if (!done[r]) done[r] = search[r].settled(cutoff[r]);
+      }
+      if (__all_sync(kFullWarp, done[0] && done[1])) return;
+      uint32_t probe[kThreadRows], sum[kThreadRows] = {};
+      CUTE_UNROLL
+      for (int r = 0; r < kThreadRows; ++r) probe[r] = done[r] ? ~0u : search[r].next_probe(turn);
+      each_part([&](int i, int r) { add_if_at_least(sum[r], held[r][i], probe[r]); });
+      CUTE_UNROLL
+      for (int r = 0; r < kThreadRows; ++r) {
+        #pragma unroll 2
+        for (int i = kHeld; i < count[r]; ++i) add_if_at_least(sum[r], more[r][(i - kHeld) * kMoreStep], probe[r]);
+      }
+      __syncwarp();
+      CUTE_UNROLL
+      for (int r = 0; r < kThreadRows; ++r) {
+        sum[r] = sum_high[r] + quad_sum(sum[r]);
+        if (!done[r]) search[r].learn(probe[r], sum[r]);
+      }
+    }
+  }
+
+  // Adds to the masks what the cut-offs keep of the lists; of ties the first columns.
+  CUTE_DEVICE void keep(Cutoff const (&cutoff)[kThreadRows]) const {
+    uint32_t least[kThreadRows];
+    bool ties[kThreadRows];
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) ties[r] = cutoff[r].ties != kAllTies, least[r] = cutoff[r].value + (ties[r] ? 1u : 0u);
+    CUTE_UNROLL
+    for (int part = 0; part < kHeld; part += kPart) {
+      if (part >= most) continue;
+      uint32_t column[kPart][kThreadRows];  // all loads, then all stores
+      CUTE_UNROLL
+      for (int i = 0; i < kPart * kThreadRows; ++i) {
+        int const at = part + i / kThreadRows, r = i % kThreadRows;
+        column[i / kThreadRows][r] = at < count[r] && held[r][at] >= least[r] ? entry(r, at).y : ~0u;
+      }
+      CUTE_UNROLL
+      for (int i = 0; i < kPart * kThreadRows; ++i) {
+        if (column[i / kThreadRows][i % kThreadRows] != ~0u) add(i % kThreadRows, column[i / kThreadRows][i % kThreadRows]);
+      }
+    }
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) {
+      #pragma unroll 1
+      for (int i = kHeld; i < count[r]; ++i) {
+        if (more[r][(i - kHeld) * kMoreStep] >= least[r]) add(r, entry(r, i).y);
+      }
+      if (ties[r]) keep_ties(cutoff[r], r);
+    }
+  }
+
+ private:
+  CUTE_DEVICE uint2 const& entry(int r, int i) const { return list[r][4 * i + threadIdx.x % 4]; }
+
+  CUTE_DEVICE static void add_if_at_least(uint32_t& sum, uint32_t value, uint32_t probe) {
+    asm("{ .reg .pred yes; setp.ge.u32 yes, %1, %2; @yes add.u32 %0, %0, %1; }" : "+r"(sum) : "r"(value), "r"(probe));
+  }
+
+  CUTE_DEVICE CutoffSearch begin(RowBracket const& bracket, uint32_t sum_high, uint32_t sum_between) const {
+    CutoffSearch search(target, CutoffStart{bracket.high, 0.f, 0.f, 1.f});
+    search.low = bracket.low;
+    search.sum_low = sum_high + sum_between;
+    search.sum_high = sum_high;
+    return search;
+  }
+
+  template <class F>
+  CUTE_DEVICE void each_part(F const& f) const {
+    CUTE_UNROLL
+    for (int part = 0; part < kHeld; part += kPart) {
+      if (part >= most && part > 0) continue;
+      CUTE_UNROLL
+      for (int i = part; i < part + kPart; ++i) {
+        CUTE_UNROLL
+        for (int r = 0; r < kThreadRows; ++r) f(i, r);
+      }
+    }
+  }
+
+  // Hardly ever: a tie is kept if it has few enough before it.
+  CUTE_DEVICE void keep_ties(Cutoff const& cutoff, int r) const {
+    #pragma unroll 1
+    for (int i = 0; i < count[r]; ++i) {
+      uint2 const own = entry(r, i);
+      if (own.x != cutoff.value) continue;
+      uint32_t before = 0;
+      #pragma unroll 1
+      for (int other = 0; other < found[r]; ++other) before += list[r][other].x == own.x && list[r][other].y < own.y;
+      if (before < cutoff.ties) add(r, own.y);
+    }
+  }
+
+  // No load to wait for.
+  CUTE_DEVICE void add(int r, uint32_t column) const { atomicOr(kept[r] + column / 32, 1u << column % 32); }
+};
+
+}  // namespace prism

@@ -1,0 +1,80 @@
+// The loader thread of the kernel for long rows: slabs of the items' rows once, slabs of the keys they see for every pass.
+#pragma once
+
+#include "select/sm90/long/traits.cuh"
+#include "shared/mbarrier.cuh"
+#include "shared/ring.cuh"
+
+#include <cute/arch/copy_sm90_tma.hpp>
+
+namespace prism {
+
+template <class Traits>
+class LongLoader {
+  using Work = LongWork<Traits>;
+
+ public:
+  CUTE_DEVICE LongLoader(LongParams const& params, typename Traits::SharedStorage& smem) : params_(params), smem_(smem) {}
+
+  CUTE_DEVICE void run() {
+    for (int round = 0; long_work_index(round) < Work::count(params_); ++round) {
+      Work const work = Work::at(params_, long_work_index(round));
+      load_queries(work);
+      bool first = true, again = true;
+      #pragma unroll 1
+      while (again) {
+        load_keys(work);
+        if (!first) {
+          wait_at(smem_.verdict, verdict_.phase);
+          verdict_.advance();
+          again = smem_.again != 0;
+        }
+        first = false;
+      }
+    }
+  }
+
+ private:
+  CUTE_DEVICE void load_queries(Work const& work) {
+    int const slabs = Traits::band_slabs(work.band), bytes = slabs * kQuerySlabBytes;
+    wait_at(smem_.q_empty, q_ring_.phase ^ 1);
+    arrive_and_expect_at(smem_.q_full, work.num_items * bytes);
+    #pragma unroll 1
+    for (int item = 0; item < work.num_items; ++item) {
+      int64_t const tile = int64_t(work.q_row(params_, item)) * params_.num_row_tiles + work.row_tile(params_, item);
+      copy(params_.q_slabs + (tile * Traits::kSlabs + Traits::first_slab(work.band)) * kQuerySlabBytes, smem_.q_full,
+           reinterpret_cast<unsigned char*>(smem_.q) + item * Traits::kMostSlabs * kQuerySlabBytes, bytes);
+    }
+    q_ring_.advance();
+  }
+
+  CUTE_DEVICE void load_keys(Work const& work) {
+    constexpr int kTileBytes = Traits::kSlabs * kKeySlabBytes;
+    int const tiles = work.num_tiles(params_), slabs = Traits::band_slabs(work.band);
+    unsigned char const* const head =
+        params_.k_slabs + int64_t(work.k_row) * params_.num_tiles * kTileBytes + Traits::first_slab(work.band) * kKeySlabBytes;
+    #pragma unroll 1
+    for (int tile = 0; tile < tiles; ++tile) {
+      #pragma unroll 1
+      for (int slab = 0; slab < slabs; ++slab) {
+        wait_at(smem_.k_empty[k_ring_.slot], k_ring_.phase ^ 1);
+        arrive_and_expect_at(smem_.k_full[k_ring_.slot], kKeySlabBytes);
+        copy(head + int64_t(tile) * kTileBytes + slab * kKeySlabBytes, smem_.k_full[k_ring_.slot],
+             reinterpret_cast<unsigned char*>(smem_.k) + k_ring_.slot * kKeySlabBytes, kKeySlabBytes);
+        k_ring_.advance();
+      }
+    }
+  }
+
+  template <class Full>
+  CUTE_DEVICE static void copy(void const* from, Full& full, void* to, int bytes) {
+    cute::SM90_BULK_COPY_G2S::copy(from, reinterpret_cast<uint64_t*>(&full), to, bytes);
+  }
+
+  LongParams const& params_;
+  typename Traits::SharedStorage& smem_;
+  Ring<1> q_ring_, verdict_;
+  Ring<Traits::kSlots> k_ring_;
+};
+
+}  // namespace prism

@@ -1,0 +1,254 @@
+// What one thread makes of its 32 columns of two rows of a tile of scores, in each kind of pass. Scores are never stored: every pass has
+// its own products, which give the same bits.
+#pragma once
+
+#include "select/long_params.h"
+#include "select/sm90/long/bracket.cuh"
+
+#include <cute/tensor.hpp>
+
+namespace prism {
+
+constexpr int kThreadColumns = 32;
+constexpr int kThreadRows = 2;
+
+// Of the accumulator: element 4n + 2r + e is row r, column 2n + e (traits.cuh).
+CUTE_HOST_DEVICE constexpr int element_of(int column, int r) { return column / 2 * 4 + 2 * r + column % 2; }
+
+// f(column, row, score).
+template <class Tensor, class F>
+CUTE_DEVICE void each_score(Tensor const& acc, F const& f) {
+  CUTE_UNROLL
+  for (int column = 0; column < kThreadColumns; ++column) {
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) f(column, r, acc(element_of(column, r)));
+  }
+}
+
+// The same in two steps, group by group: x = first(row, score) of all of a group, so that their latencies overlap, then
+// second(column, row, x) in order.
+constexpr int kGroupColumns = 4;
+template <class X, class Tensor, class First, class Second>
+CUTE_DEVICE void each_group(Tensor const& acc, First const& first, Second const& second) {
+  CUTE_UNROLL
+  for (int group = 0; group < kThreadColumns; group += kGroupColumns) {
+    X x[kGroupColumns][kThreadRows];
+    CUTE_UNROLL
+    for (int i = 0; i < kGroupColumns * kThreadRows; ++i) {
+      x[i / kThreadRows][i % kThreadRows] = first(i % kThreadRows, acc(element_of(group + i / kThreadRows, i % kThreadRows)));
+    }
+    CUTE_UNROLL
+    for (int i = 0; i < kGroupColumns * kThreadRows; ++i) second(group + i / kThreadRows, i % kThreadRows, x[i / kThreadRows][i % kThreadRows]);
+  }
+}
+
+// The first pass: a row's sum of exponentials, and counts of its values. Exponents are counted from a reference point, the largest logit of
+// the row's first tile, which moves only where a later tile outgrows it by far.
+struct RowSums {
+  static constexpr float kMostSum = 0x1p60f;  // of a tile: beyond it the point moves
+
+  float scale[kThreadRows];  // from a score to a logit in octaves
+  float reference[kThreadRows], total[kThreadRows];
+  Buckets buckets[kThreadRows];  // in octaves from the reference point
+  uint32_t place[kThreadRows];   // of the rows' counts
+
+  CUTE_DEVICE void start() {
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) {
+      reference[r] = -INFINITY;
+      total[r] = 0.f;
+      buckets[r] = Buckets::about(0.f, 1.f);
+    }
+  }
+
+  // A tile. first: of the row. A row moves by its own logits alone. (Values of a tile in which a row moved are counted twice.)
+  template <class Tensor>
+  CUTE_DEVICE void add(Tensor const& acc, bool first) {
+    float sum[kThreadRows] = {INFINITY, INFINITY};  // a row without a point is to get one
+    bool look = first;
+    #pragma unroll 1
+    for (;;) {
+      if (look) move(acc, sum);
+      if (first) place_buckets(acc);
+      CUTE_UNROLL
+      for (int r = 0; r < kThreadRows; ++r) sum[r] = 0.f;
+      struct Value {
+        float power;
+        uint32_t place;
+      };
+      each_group<Value>(
+          acc,
+          [&](int r, float score) {
+            Value value;
+            asm volatile(
+                "{ .reg .f32 octaves, part; fma.rn.ftz.f32 octaves, %2, %3, %4; ex2.approx.ftz.f32 %0, octaves;\n\t"
+                "fma.rn.ftz.sat.f32 part, octaves, %5, %6; fma.rn.ftz.f32 part, part, %7, %8;\n\t"
+                "mov.b32 %1, part; mad.lo.u32 %1, %1, 4, %9; }"
+                : "=f"(value.power), "=r"(value.place)
+                : "f"(score), "f"(scale[r]), "f"(-reference[r]), "f"(buckets[r].slope), "f"(buckets[r].offset),
+                  "f"(float(Buckets::kCount - 1)), "f"(0x1p23f), "r"(place[r]));
+            return value;
+          },
+          [&](int, int r, Value const& value) {
+            Buckets::count(value.place);
+            sum[r] += value.power;
+          });
+      if (look || !__any_sync(kFullWarp, !(fmaxf(sum[0], sum[1]) <= kMostSum))) break;
+      look = true;
+    }
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) total[r] += sum[r];
+  }
+
+ private:
+  // Moves the points of the rows that have outgrown them. sum: of the tile.
+  template <class Tensor>
+  CUTE_DEVICE void move(Tensor const& acc, float const (&sum)[kThreadRows]) {
+    float most[kThreadRows];
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) most[r] = -INFINITY;
+    each_score(acc, [&](int, int r, float score) { most[r] = fmaxf(most[r], score); });
+    bool grown[kThreadRows];
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) {  // every lane, before any branch
+      most[r] = quad_max(most[r]) * scale[r];
+      grown[r] = quad_max(sum[r]) > kMostSum;
+    }
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) {
+      if (!grown[r]) continue;
+      float const growth = most[r] - reference[r];
+      reference[r] = most[r];
+      total[r] *= exp2f(-growth);
+      buckets[r].offset += growth * buckets[r].slope;
+    }
+  }
+
+  template <class Tensor>
+  CUTE_DEVICE void place_buckets(Tensor const& acc) {
+    float visible[kThreadRows] = {}, first[kThreadRows] = {}, second[kThreadRows] = {};
+    each_score(acc, [&](int, int r, float score) {
+      float const octaves = fmaf(score, scale[r], -reference[r]);
+      if (octaves > -INFINITY) {  // not hidden
+        visible[r] += 1.f;
+        first[r] += octaves;
+        second[r] = fmaf(octaves, octaves, second[r]);
+      }
+    });
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) {
+      float const inverse = 1.f / quad_sum(visible[r]), mean = quad_sum(first[r]) * inverse;
+      float const variance = quad_sum(second[r]) * inverse - mean * mean;
+      buckets[r] = Buckets::about(mean, sqrtf(fmaxf(variance, 0.f)));
+    }
+  }
+};
+
+// A pass with a bracket: bits of what is kept for certain, values and columns of what lies in the bracket.
+struct RowBits {
+  static constexpr int kHalfColumns = 16;  // of a tile, that are looked at before what they list is written
+  static constexpr int kStageBytes = kHalfColumns * kThreadRows * kWarpSize * 4;  // a warp's values of half a tile, in shared memory
+  static constexpr int kFourBytes = kWarpSize * 16;  // from four neighbouring values to the next four: [row][four][lane][4]
+
+  // From a score to log2 of an exponential, as in the first pass, and from that to a fixed-point value.
+  float scale[kThreadRows], reference[kThreadRows], unit[kThreadRows];
+  uint32_t low[kThreadRows], high[kThreadRows];
+  uint32_t sum_high[kThreadRows], sum_between[kThreadRows];  // of this thread
+  uint32_t found;              // values of the rows in their brackets, listed or not: 16 bits of each row
+  uint32_t kept[kThreadRows];  // of the tile
+  uint2* list;                 // of this thread's first row
+  uint32_t stage;              // address: of this lane's first four values
+
+  CUTE_DEVICE int found_of(int r) const { return int(found >> r * 16 & 0xffffu); }
+
+  CUTE_DEVICE void start() {
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) sum_high[r] = sum_between[r] = 0;
+    found = 0;
+  }
+
+  // A tile. first_column: this thread's. each(column, row, value): told of all fixed-point values.
+  template <class Tensor, class Each>
+  CUTE_DEVICE void add(Tensor const& acc, int first_column, Each const& each) {
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) kept[r] = 0;
+    CUTE_UNROLL
+    for (int half = 0; half < kThreadColumns; half += kHalfColumns) {
+      uint32_t open = 0;  // what lies in the bracket: a bit for each column of row 0, then of row 1
+      CUTE_UNROLL
+      for (int four = 0; four < kHalfColumns; four += 4) {
+        uint32_t x[kThreadRows][4];
+        CUTE_UNROLL
+        for (int i = 0; i < 4 * kThreadRows; ++i) {  // all of them before any is looked at: their latencies overlap
+          int const r = i % kThreadRows, column = half + four + i / kThreadRows;
+          x[r][i / kThreadRows] = fixed(r, acc(element_of(column, r)));
+        }
+        CUTE_UNROLL
+        for (int i = 0; i < 4 * kThreadRows; ++i) {
+          int const r = i % kThreadRows, place = four + i / kThreadRows;
+          each(half + place, r, x[r][i / kThreadRows]);
+          asm volatile(
+              "{ .reg .pred above, between; setp.ge.u32 above, %3, %4; @above add.u32 %0, %0, %3; @above or.b32 %1, %1, %6;\n\t"
+              "setp.ge.and.u32 between, %3, %5, !above; @between or.b32 %2, %2, %7; }"
+              : "+r"(sum_high[r]), "+r"(kept[r]), "+r"(open)
+              : "r"(x[r][i / kThreadRows]), "r"(high[r]), "r"(low[r]), "r"(1u << (half + place)), "r"(1u << (r * kHalfColumns + place)));
+        }
+        CUTE_UNROLL
+        for (int r = 0; r < kThreadRows; ++r) {
+          asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(stage + (r * (kHalfColumns / 4) + four / 4) * kFourBytes),
+                       "r"(x[r][0]), "r"(x[r][1]), "r"(x[r][2]), "r"(x[r][3]));
+        }
+      }
+      append(open, first_column + half);
+    }
+  }
+
+ private:
+  CUTE_DEVICE uint32_t fixed(int r, float score) const {
+    uint32_t x;
+    asm volatile("{ .reg .f32 p; fma.rn.ftz.f32 p, %1, %2, %3; ex2.approx.ftz.f32 p, p; mul.ftz.f32 p, p, %4; cvt.rni.u32.f32 %0, p; }"
+                 : "=r"(x) : "f"(score), "f"(scale[r]), "f"(-reference[r]), "f"(unit[r]));
+    return x;
+  }
+
+  // Lists what half a tile has in the brackets; the threads of a quad one after the other.
+  CUTE_DEVICE void append(uint32_t open, int first_column) {
+    static_assert(kHalfColumns == 16 && kThreadRows == 2);
+    uint32_t const own = uint32_t(__popc(open & 0xffffu)) | uint32_t(__popc(open >> 16)) << 16;
+    uint32_t end = own;
+    CUTE_UNROLL
+    for (int offset = 1; offset < 4; offset *= 2) {
+      uint32_t const other = __shfl_up_sync(kFullWarp, end, offset, 4);
+      if (int(threadIdx.x % 4) >= offset) end += other;
+    }
+    uint32_t next = found + end - own;
+    found += __shfl_sync(kFullWarp, end, 3, 4);
+    #pragma unroll 1
+    for (; open != 0; open &= open - 1) {
+      int const bit = __ffs(int(open)) - 1, r = bit / kHalfColumns;
+      uint32_t x;
+      asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(stage + bit / 4 * kFourBytes + bit % 4 * 4));
+      uint32_t const place = next >> r * 16 & 0xffffu;
+      next += 1u << r * 16;
+      if (place < kListEntries) list[r * 8 * kListEntries + place] = make_uint2(x, first_column + bit % kHalfColumns);
+      sum_between[0] += r == 0 ? x : 0u;
+      sum_between[1] += r == 0 ? 0u : x;
+    }
+    __syncwarp();
+  }
+};
+
+// Where this thread's probabilities of a tile go.
+struct ProbsPlace {
+  int32_t* out;  // of row 0
+  int64_t next_row;
+  int visible[kThreadRows];  // of this thread's columns
+
+  // At once: the compiler would keep all of a tile's, and spill.
+  CUTE_DEVICE void put(int i, int r, uint32_t x) const {
+    asm volatile("{ .reg .pred yes; setp.lt.s32 yes, %0, %1; @yes st.global.u32 [%2], %3; }" ::"r"(i), "r"(visible[r]),
+                 "l"(out + r * next_row + i), "r"(x));
+  }
+};
+
+}  // namespace prism

@@ -1,0 +1,90 @@
+// The products of a consumer warp group of the kernel for long rows, and its place in the ring of key slabs.
+#pragma once
+
+#include "select/sm90/long/traits.cuh"
+#include "shared/mbarrier.cuh"
+#include "shared/ring.cuh"
+
+namespace prism {
+
+// Once every lane of the warp has come here.
+template <class Barrier>
+CUTE_DEVICE void release(Barrier const& barrier) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) arrive_at(barrier);
+}
+
+template <class Traits>
+class LongProducts {
+ public:
+  CUTE_DEVICE LongProducts(typename Traits::SharedStorage& smem, int warp_group)
+      : smem_(smem), warp_group_(warp_group), q_(descriptor(smem.q) + warp_group * (Traits::kMostSlabs * kQuerySlabBytes / kUnitBytes)), k_(descriptor(smem.k)) {}
+
+  CUTE_DEVICE static auto accumulator() {
+    return cute::partition_fragment_C(typename Traits::Mma{}, cute::Shape<cute::Int<kLongRows>, cute::Int<kLongColumns>>{});
+  }
+
+  // Scores of a tile, to be multiplied by the powers of two that scaled both means. Small terms first, slab by slab.
+  template <class Acc>
+  CUTE_DEVICE void take(Acc& acc, int slabs) {
+    using namespace cute;
+    auto const operand = [](uint32_t slab, int step) {
+      constexpr int kStepBytes = 32;  // 16 halves
+      uint64_t const bits = uint64_t(kDescriptorTop) << 32 | (slab + step * kStepBytes / kUnitBytes);
+      return make_tensor(GMMA::DescriptorIterator{GmmaDescriptor(bits)}, Layout<Shape<_1, _1>>{});
+    };
+    int before = 0;
+    mma_.accumulate_ = GMMA::ScaleOut::Zero;
+    warpgroup_fence_operand(acc);
+    #pragma unroll 1
+    for (int slab = 0; slab < slabs; ++slab) {
+      int const slot = k_ring_.slot;
+      uint32_t const q = q_ + slab * (kQuerySlabBytes / kUnitBytes), k = k_ + slot * (kKeySlabBytes / kUnitBytes);
+      wait_at(smem_.k_full[slot], k_ring_.phase);
+      warpgroup_arrive();
+      // k-steps 0 and 1 are high halves, 2 and 3 low ones.
+      CUTE_UNROLL
+      for (int term = 0; term < 3; ++term) {
+        CUTE_UNROLL
+        for (int step = 0; step < 2; ++step) {
+          gemm(mma_, operand(q, (term == 0 ? 2 : 0) + step), operand(k, (term == 1 ? 2 : 0) + step), acc);
+          mma_.accumulate_ = GMMA::ScaleOut::One;
+        }
+      }
+      warpgroup_commit_batch();
+      if (slab > 0) {
+        warpgroup_wait<1>();
+        release(smem_.k_empty[before]);
+      }
+      before = slot;
+      k_ring_.advance();
+    }
+    warpgroup_wait<0>();
+    warpgroup_fence_operand(acc);
+    release(smem_.k_empty[before]);
+  }
+
+  // Past a tile that the warp group does not see.
+  CUTE_DEVICE void pass_by(int slabs) {
+    for (int slab = 0; slab < slabs; ++slab) {
+      wait_at(smem_.k_full[k_ring_.slot], k_ring_.phase);
+      release(smem_.k_empty[k_ring_.slot]);
+      k_ring_.advance();
+    }
+  }
+
+ private:
+  // Matrix descriptors of slabs (PTX ISA, "Matrix descriptor"): lower half the address, upper half the stride from one group of eight rows
+  // to the next and the 128-byte swizzle.
+  static constexpr uint32_t kUnitBytes = 16;
+  static constexpr uint32_t kDescriptorTop = 8 * kSlabRowBytes / kUnitBytes | 1u << 30;
+  CUTE_DEVICE static uint32_t descriptor(void const* slab) { return cute::cast_smem_ptr_to_uint(slab) / kUnitBytes | 1u << 16; }
+
+  typename Traits::SharedStorage& smem_;
+  int const warp_group_;
+  uint32_t const q_, k_;  // lower halves: of the warp group's first slab, and of slot 0
+  typename Traits::Mma mma_;
+  Ring<Traits::kSlots> k_ring_;
+};
+
+}  // namespace prism

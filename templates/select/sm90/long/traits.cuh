@@ -1,0 +1,121 @@
+// Shapes, shared memory and the order of work of the kernel for long rows, derived from its Config.
+//
+// Thread t of a quad holds places 8n + 2t + e of a 64 x 128 accumulator. Place 8n + 2t + e of a tile holds column 32t + 2n + e, so that
+// a thread's columns are one word of the row's bit mask.
+#pragma once
+
+#include "select/long_params.h"
+#include "select/sm90/long/bracket.cuh"
+#include "shared/bands.cuh"
+
+#include <cute/tensor.hpp>
+
+#include <cute/atom/mma_traits_sm90_gmma.hpp>
+#include <cutlass/arch/barrier.h>
+#include <cutlass/numeric_types.h>
+
+#include <algorithm>
+
+namespace prism {
+
+CUTE_HOST_DEVICE constexpr int place_in_tile(int column) {
+  int const owner = column / 32, index = column % 32;
+  return index / 2 * 8 + owner * 2 + index % 2;
+}
+
+// Config: HighBand, LowBand, kHeadDim.
+template <class Config>
+struct LongTraits {
+  using High = typename Config::HighBand;
+  using Low = typename Config::LowBand;
+  using Element = cutlass::half_t;
+  static constexpr int kHeadDim = Config::kHeadDim;
+
+  template <class Band>
+  static constexpr int kBandSlabs = (Band::kDims + kSlabDims - 1) / kSlabDims;
+  static constexpr int kSlabs = kBandSlabs<High> + kBandSlabs<Low>;
+  static constexpr int kMostSlabs = std::max(kBandSlabs<High>, kBandSlabs<Low>);
+
+  // Warp groups share a tile of keys. Four, beside the loader's, would leave a thread 112 registers: it spills, and near its limit ptxas lays
+  // the passes out value after value, each waiting for the one before.
+  static constexpr int kWarpGroups = kMostSlabs <= 4 ? 3 : 2;
+  static constexpr int kConsumers = 128 * kWarpGroups;
+  static constexpr int kThreads = kConsumers + 128;
+  static constexpr int kLoaderRegisters = 32;
+  static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;  // setmaxnreg moves registers inside what the CTA got at launch
+  static constexpr int kConsumerRegisters =
+      std::min((kLaunchRegisters * kThreads / 128 - kLoaderRegisters) / kWarpGroups / 8 * 8, 240);
+
+  static constexpr int kMaxSmemBytes = 227 * 1024;  // of a CTA, sm90
+  static constexpr int kMetadataBytes = 4096;  // barriers, and what is known of rows
+  static constexpr int kQueryBytes = kWarpGroups * kMostSlabs * kQuerySlabBytes;
+  static constexpr int kCountBytes = kWarpGroups * kLongRows * Buckets::kStride * int(sizeof(uint32_t));
+  static constexpr int kSlots = std::min((kMaxSmemBytes - kMetadataBytes - kQueryBytes - kCountBytes) / kKeySlabBytes, 8);
+  static_assert(kSlots >= 2, "a slab is freed once the next one is at work");
+
+  using SlabDims = cute::Int<kSlabRowBytes / int(sizeof(Element))>;
+  using Atom = cute::GMMA::Layout_K_SW128_Atom<Element>;
+  using LayoutQ = decltype(cute::tile_to_shape(
+      Atom{}, cute::Shape<cute::Int<kLongRows>, SlabDims, cute::Int<kWarpGroups * kMostSlabs>>{}));
+  using LayoutK = decltype(cute::tile_to_shape(Atom{}, cute::Shape<cute::Int<kLongColumns>, SlabDims, cute::Int<kSlots>>{}));
+  using TileShape = cute::Shape<cute::Int<kLongRows>, cute::Int<kLongColumns>, cute::_16>;
+  using Mma = decltype(cute::make_tiled_mma(cute::GMMA::ss_op_selector<Element, Element, float, TileShape>()));
+
+  using Barrier = cutlass::arch::ClusterBarrier;
+  using TransactionBarrier = cutlass::arch::ClusterTransactionBarrier;
+
+  struct SharedStorage {
+    alignas(1024) Element q[cute::cosize_v<LayoutQ>];
+    alignas(1024) Element k[cute::cosize_v<LayoutK>];
+    alignas(16) uint32_t counts[kWarpGroups][kLongRows][Buckets::kStride];  // then the warps' values of half a tile, then of lists
+    RowBracket::Known known[kWarpGroups][kLongRows];
+    TransactionBarrier q_full;
+    TransactionBarrier k_full[kSlots];
+    Barrier q_empty;
+    Barrier k_empty[kSlots];
+    Barrier verdict;   // `again` is known
+    uint32_t again;    // whether some row wants one more pass
+  };
+  static_assert(sizeof(SharedStorage) <= kMaxSmemBytes);
+
+  CUTE_HOST_DEVICE static constexpr int band_slabs(int band) { return band == 0 ? kBandSlabs<High> : kBandSlabs<Low>; }
+  CUTE_HOST_DEVICE static constexpr int first_slab(int band) { return band == 0 ? 0 : kBandSlabs<High>; }
+};
+
+// What a CTA works on at a time: one band of as many items as it has warp groups, all of one KV head. An item is 64 rows of a q head.
+template <class Traits>
+struct LongWork {
+  int band, k_row, num_items, first_item;
+
+  // Items of a KV head: its q heads side by side, the longest rows first. Works: the same of all KV heads and both bands side by side.
+  CUTE_HOST_DEVICE static int items(LongParams const& p) { return p.select.num_q_heads / p.select.num_kv_heads * p.num_row_tiles; }
+  CUTE_HOST_DEVICE static int count(LongParams const& p) {
+    return (items(p) + Traits::kWarpGroups - 1) / Traits::kWarpGroups * p.select.batch * p.select.num_kv_heads * 2;
+  }
+
+  CUTE_DEVICE static LongWork at(LongParams const& p, int index) {
+    int const side = p.select.batch * p.select.num_kv_heads * 2, first = index / side * Traits::kWarpGroups;
+    return {1 - index % side % 2, index % side / 2, min(Traits::kWarpGroups, items(p) - first), first};
+  }
+
+  CUTE_DEVICE int q_row(LongParams const& p, int item) const {
+    int const heads = p.select.num_q_heads / p.select.num_kv_heads;
+    return k_row * heads + (first_item + item) % heads;
+  }
+  CUTE_DEVICE int row_tile(LongParams const& p, int item) const {
+    int const heads = p.select.num_q_heads / p.select.num_kv_heads;
+    return p.num_row_tiles - 1 - (first_item + item) / heads;
+  }
+  CUTE_DEVICE int first_sees(LongParams const& p, int item) const { return p.select.num_visible(row_tile(p, item) * kLongRows); }
+  CUTE_DEVICE int last_sees(LongParams const& p, int item) const {
+    return p.select.num_visible(min((row_tile(p, item) + 1) * kLongRows, p.select.num_q_blocks) - 1);
+  }
+  CUTE_DEVICE int num_tiles(LongParams const& p) const { return (last_sees(p, 0) + kLongColumns - 1) / kLongColumns; }
+};
+
+// A CTA's work of a round: back and forth over the grid, so that every CTA gets about as many columns.
+CUTE_DEVICE int long_work_index(int round) {
+  return round * int(gridDim.x) + (round % 2 == 0 ? int(blockIdx.x) : int(gridDim.x - 1 - blockIdx.x));
+}
+
+}  // namespace prism
