@@ -16,7 +16,11 @@ NUM_SPOTS = 4  # (head, query block) pairs of a large problem that are compared 
 
 
 def spot_check(found: Findings, problem: Problem, out: Tensor) -> None:
-    """Compares NUM_SPOTS (head, query block) pairs of a large output with float64, among them the very last."""
+    """Compares NUM_SPOTS (head, query block) pairs of a large output with float64, among them the very last.
+
+    out: as prepare_launch made it, NaN where the kernel never wrote; there must be no such place.
+    """
+    found.require(not bool(out.isnan().any()), "a part of the output was never written, or is NaN")
     grid, heads = problem.grid, problem.q.shape[2]
     worst = 0.0
     for spot in range(NUM_SPOTS):

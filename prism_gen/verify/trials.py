@@ -17,7 +17,9 @@ from prism_gen.verify.problem import make_problem, prepare_launch
 from prism_gen.verify.report import Findings, Trial
 from prism_gen.verify.spots import spot_check
 
-LARGE_TOKENS = 32768  # far more tiles than one wave of CTAs, and offsets beyond what small shapes reach
+# Far more tiles than one wave of CTAs, offsets beyond what small shapes reach, and K and V of a head beyond L2: attend
+# then orders its tiles by the lengths of their lists.
+LARGE_TOKENS = 196608
 SMALL_TOKENS = 512  # the same check where plain torch stands in for the kernels
 LARGE_DENSITY = 0.25
 LARGE_KV_HEADS = 2

@@ -40,7 +40,8 @@ struct Params {
   int num_lists, num_q_blocks, max_blocks;
   int num_tiles, num_q_tiles, num_kv_slots;  // kv_slot = batch * num_kv_heads + kv_head
   int section_slots;                         // kv slots whose K and V fit in L2 together
-  int sweep_rows;                            // query tiles of a section that run at the same time
+  int sweep_tiles;                           // tiles that run at the same time
+  bool sort_sweeps;                          // whether the tiles of a sweep are claimed longest list first
   cutlass::FastDivmod section_tiles_divmod;  // tiles of one full section
   cutlass::FastDivmod lists_divmod;          // lists of one kv head
   cutlass::FastDivmod kv_head_divmod;        // num_kv_heads

@@ -58,6 +58,7 @@ class Consumer {
     auto tOrO = partition_fragment_C(mma_pv_, Shape<typename Traits::Rows, typename Traits::HeadDim>{});
     auto tSrS = partition_fragment_C(mma_qk_, Shape<typename Traits::Rows, typename Traits::TileN>{});
     auto tOrP = make_tensor<Element>(partition_shape_A(mma_pv_, Shape<typename Traits::Rows, typename Traits::TileN>{}));
+    auto tOrQ = make_tensor<Element>(partition_shape_A(mma_qk_in_registers_, Shape<typename Traits::Rows, typename Traits::HeadDim>{}));
     OnlineSoftmax softmax(params_.softmax_scale_log2);
 
     clear_unused_rows();
@@ -73,8 +74,8 @@ class Consumer {
       if constexpr (!kOverlapTiles) open(tile, opened, tSrS);
       warpgroup_wait<0>();
       if (tile.num_entries > 0) {
-        if constexpr (kOneList) walk_one(opened, softmax, tSrS, tOrP, tOrO);
-        else walk_union(softmax, tSrS, tOrP, tOrO);
+        if constexpr (kOneList) walk_one(opened, softmax, tOrQ, tSrS, tOrP, tOrO);
+        else walk_union(softmax, tOrQ, tSrS, tOrP, tOrO);
       }
       int const q_slot = q_ring_.slot;
       if constexpr (kOverlapTiles) {
@@ -119,9 +120,10 @@ class Consumer {
   }
 
   // The steps of an opened tile, whose first S is there; leaves its last P V running, on V of v_slot_.
-  template <class Softmax, class S, class P, class O>
-  __device__ __forceinline__ void walk_one(Opened const& opened, Softmax& softmax, S& tSrS, P& tOrP, O& tOrO) {
+  template <class Softmax, class Q, class S, class P, class O>
+  __device__ __forceinline__ void walk_one(Opened const& opened, Softmax& softmax, Q& tOrQ, S& tSrS, P& tOrP, O& tOrO) {
     Step step = opened.step;
+    if constexpr (Traits::kQInRegisters) read_q(tOrQ);
     soften(opened.k_slot, step, softmax, tSrS);
     bool rescale = false;  // O is still zero
     release_stored();
@@ -130,7 +132,7 @@ class Consumer {
       settle(v_slot, rescale, softmax, tSrS, tOrP, tOrO);
       Slot const k = next_slot(), v = next_slot();
       step = wait_step(k);
-      rescale = overlap(k.slot, v, step, softmax, tSrS, tOrP, tOrO);
+      rescale = overlap(k.slot, v, step, softmax, tOrQ, tSrS, tOrP, tOrO);
       v_slot = v.slot;
     }
     settle(v_slot, rescale, softmax, tSrS, tOrP, tOrO);
@@ -142,8 +144,8 @@ class Consumer {
 
   // The union of two lists: a block that this warp group did not select is waited for, so that phases stay in step, and skipped.
   // V of a selected block is consumed before the next unselected one is passed: a held slot would stall the ring.
-  template <class Softmax, class S, class P, class O>
-  __device__ __forceinline__ void walk_union(Softmax& softmax, S& tSrS, P& tOrP, O& tOrO) {
+  template <class Softmax, class Q, class S, class P, class O>
+  __device__ __forceinline__ void walk_union(Softmax& softmax, Q& tOrQ, S& tSrS, P& tOrP, O& tOrO) {
     bool pending = false;  // S of the previous block waits for its V
     bool rescale = false;
     int held_slot = kNoSlot;  // V slot of a product that may still run
@@ -159,7 +161,7 @@ class Consumer {
       held_slot = kNoSlot;
       rescale = false;
       if (selected && pending) {
-        rescale = overlap(k.slot, v, step, softmax, tSrS, tOrP, tOrO);
+        rescale = overlap(k.slot, v, step, softmax, tOrQ, tSrS, tOrP, tOrO);
         held_slot = v.slot;
       } else {
         if (pending) finish(v, tOrP, tOrO);
@@ -187,10 +189,12 @@ class Consumer {
   // Q K^T of this step, and behind it O += P V of the previous one; the softmax of this step runs under that second product,
   // which is waited for by settle() at the head of the next step. (Waited for in the same basic block, ptxas moves the wait
   // above the exponentials that it should hide.) Returns whether O must be rescaled.
-  template <class Softmax, class S, class P, class O>
-  __device__ __forceinline__ bool overlap(int k_slot, Slot const& v, Step const& step, Softmax& softmax, S& tSrS, P& tOrP, O& tOrO) {
+  template <class Softmax, class Q, class S, class P, class O>
+  __device__ __forceinline__ bool overlap(int k_slot, Slot const& v, Step const& step, Softmax& softmax, Q& tOrQ, S& tSrS, P& tOrP,
+                                          O& tOrO) {
     if constexpr (kTurns) await_turn();
-    issue_qk(k_slot, tSrS);
+    if constexpr (Traits::kQInRegisters) issue_qk(k_slot, tOrQ, tSrS);
+    else issue_qk(k_slot, tSrS);
     issue_pv(v, tOrP, tOrO);
     if constexpr (kTurns) pass_turn(warp_group_ ^ 1);
     cute::warpgroup_wait<1>();
@@ -251,6 +255,24 @@ class Consumer {
     auto tSdQ = thr_mma.partition_fragment_A(q_tiles())(_, _, _, q_ring_.slot);
     auto tSdK = thr_mma.partition_fragment_B(k_tiles())(_, _, _, k_slot);
     issue_gemm<false>(mma_qk_, tSdQ, tSdK, tSrS);
+  }
+
+  // The same with Q in registers.
+  template <class Q, class S>
+  __device__ __forceinline__ void issue_qk(int k_slot, Q& tOrQ, S& tSrS) {
+    using namespace cute;
+    auto tSdK = mma_qk_in_registers_.get_slice(thread_).partition_fragment_B(k_tiles())(_, _, _, k_slot);
+    issue_gemm<false>(mma_qk_in_registers_, tOrQ, tSdK, tSrS);
+  }
+
+  // Q of the tile that is open.
+  template <class Q>
+  __device__ __forceinline__ void read_q(Q& tOrQ) const {
+    using namespace cute;
+    auto tiled_copy = make_tiled_copy_A(Copy_Atom<SM75_U32x4_LDSM_N, Element>{}, mma_qk_in_registers_);
+    auto thr_copy = tiled_copy.get_slice(thread_);
+    auto const sQ = as_position_independent_swizzle_tensor(q_tiles()(_, _, q_ring_.slot));
+    copy(tiled_copy, thr_copy.partition_S(sQ), thr_copy.retile_D(tOrQ));
   }
 
   // Behind the load of V.
@@ -427,6 +449,7 @@ class Consumer {
   int const warp_group_;  // of its team
   int const thread_;  // 0..127 in the warp group
   typename Traits::MmaQK mma_qk_;
+  typename Traits::MmaQKInRegisters mma_qk_in_registers_;
   typename Traits::MmaPV mma_pv_;
   int position0_ = 0;           // of this warp group's first query row
   int stored_slot_ = kNoSlot;   // Q slot whose output is on its way out

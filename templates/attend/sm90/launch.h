@@ -49,8 +49,9 @@ cudaError_t make_keys_map(CUtensorMap& map, TensorArg const& t, Problem const& p
   return make_tensor_map(map, kMapType<Element>, sizeof(Element), t.ptr, shape);
 }
 
+// num_teams: that run at the same time.
 template <class Traits>
-cudaError_t make_params(Params& params, Problem const& p, int num_sms) {
+cudaError_t make_params(Params& params, Problem const& p, int num_teams) {
   int64_t const kv_bytes_per_head = int64_t(p.seqlen_k) * Traits::kHeadDim * 2 * sizeof(typename Traits::Element);
   int const lists_per_kv_head = p.num_lists / p.num_kv_heads;
   int const num_q_tiles = (p.seqlen_q + Traits::kTilePositions - 1) / Traits::kTilePositions;
@@ -70,7 +71,8 @@ cudaError_t make_params(Params& params, Problem const& p, int num_sms) {
   params.num_tiles = num_q_tiles * p.batch * p.num_lists;
   params.num_kv_slots = num_kv_slots;
   params.section_slots = section_slots;
-  params.sweep_rows = std::max(1, num_sms * Traits::kTeams / Traits::kCluster / (section_slots * lists_per_kv_head));
+  params.sweep_tiles = std::min(num_teams, Traits::kMostSweepTiles);
+  params.sort_sweeps = kv_bytes_per_head > kL2Bytes;
   params.section_tiles_divmod = cutlass::FastDivmod(section_slots * lists_per_kv_head * num_q_tiles);
   params.lists_divmod = cutlass::FastDivmod(lists_per_kv_head);
   params.kv_head_divmod = cutlass::FastDivmod(p.num_kv_heads);
@@ -102,10 +104,9 @@ inline cudaError_t multiprocessor_count(int& result, int device) {
 // Clusters that the device runs at once: a part of the chip with an odd number of SMs leaves one idle, and a cluster that had to
 // wait for a place would start on its long first tile when the others end.
 template <class Traits>
-cudaError_t num_clusters(int& result, cudaLaunchConfig_t const& config, int num_sms, int device) {
+cudaError_t num_clusters(int& result, cudaLaunchConfig_t const& config, int device) {
   if constexpr (Traits::kCluster == 1) {
-    result = num_sms;
-    return cudaSuccess;
+    return multiprocessor_count(result, device);
   } else {
     static PerDevice counts;
     return counts.get(result, device, [&](int& answer) {
@@ -118,11 +119,7 @@ cudaError_t num_clusters(int& result, cudaLaunchConfig_t const& config, int num_
 template <class Config>
 cudaError_t launch(Problem const& p, int device, cudaStream_t stream) {
   using Traits = Traits<Config>;
-  Params params{};
-  int num_sms = 0;
-  cudaError_t status = multiprocessor_count(num_sms, device);
-  if (status == cudaSuccess) status = make_params<Traits>(params, p, num_sms);
-  if (status == cudaSuccess) status = allow_smem<Traits>(device);
+  cudaError_t status = allow_smem<Traits>(device);
   if (status != cudaSuccess) return status;
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -138,7 +135,9 @@ cudaError_t launch(Problem const& p, int device, cudaStream_t stream) {
   config.attrs = attributes;
   config.numAttrs = Traits::kCluster == 1 ? 1 : 2;
   int clusters = 0;
-  status = num_clusters<Traits>(clusters, config, num_sms, device);
+  status = num_clusters<Traits>(clusters, config, device);
+  Params params{};
+  if (status == cudaSuccess) status = make_params<Traits>(params, p, clusters * Traits::kTeams);
   if (status != cudaSuccess) return status;
   int const needed = (params.num_tiles + Traits::kTeams - 1) / Traits::kTeams;
   config.gridDim = dim3(unsigned(std::min(clusters, needed) * Traits::kCluster));

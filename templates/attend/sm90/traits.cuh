@@ -93,11 +93,17 @@ struct Traits {
       ((1 + kConsumerGroups) * kLaunchRegisters - kProducerRegisters) / kConsumerGroups / 8 * 8;
   static_assert(kConsumerRegisters <= 256 && kLaunchRegisters <= 255);
 
+  // From a tile's second step on Q K^T takes Q from registers, where there are enough: products then read a fifth less of shared
+  // memory. Of a thread: O and S in fp32, P and Q in 16 bits; what else it holds needs 40 at most.
+  static constexpr int kOperandRegisters = kHeadDim / 2 + kTileN / 2 + kTileN / 4 + kHeadDim / 4;
+  static constexpr bool kQInRegisters = kLists == 1 && kQStages == 2 && kOperandRegisters + 40 <= kConsumerRegisters;
+
   using HeadDim = Int<kHeadDim>;
   using TileN = Int<kTileN>;
   using Rows = Int<kRowsPerWarpGroup>;
 
   using MmaQK = decltype(make_tiled_mma(GMMA::ss_op_selector<Element, Element, float, Shape<Rows, TileN, HeadDim>>()));
+  using MmaQKInRegisters = decltype(make_tiled_mma(GMMA::rs_op_selector<Element, Element, float, Shape<Rows, TileN, HeadDim>>()));
   using MmaPV = decltype(make_tiled_mma(
       GMMA::rs_op_selector<Element, Element, float, Shape<Rows, HeadDim, TileN>, GMMA::Major::K, GMMA::Major::MN>()));
 
@@ -133,7 +139,8 @@ struct Traits {
 
   static constexpr int kLanes = 32;
   static constexpr int kChunkEntries = kLanes / kEntriesPerStep * kEntriesPerStep;  // fetched at once, one a lane; whole steps
-  static constexpr int kChunks = 4;  // chunks in flight between the list walker and the loader
+  static constexpr int kChunks = 2;  // chunks in flight between the list walker and the loader; with more a tile is claimed long before it starts
+  static constexpr int kMostSweepTiles = 5 * kLanes * kTeams;  // that a walker can sort: as many as a GH100's 144 SMs run at once
 
   struct Tile {
     int q_tile, list, batch;  // q_tile: of a whole cluster; list: of its batch; q_tile < 0: no more tiles

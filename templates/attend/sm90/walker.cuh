@@ -1,38 +1,16 @@
 // The walker warp: takes tiles in order, reads their block lists ahead of everybody and hands them on in chunks of 32 entries, so
-// that no TMA issue ever waits on a global load. One warp serves a whole cluster. Owns the tile order and the merge of two lists;
-// knows nothing of Q, K or V.
+// that no TMA issue ever waits on a global load. One warp serves a whole cluster. Owns the claims and the merge of two lists; knows
+// nothing of Q, K or V.
 #pragma once
 
 #include "attend/params.h"
+#include "attend/sm90/order.cuh"
 #include "attend/sm90/traits.cuh"
 #include "shared/cluster.cuh"
 #include "shared/mbarrier.cuh"
 #include "shared/ring.cuh"
 
 namespace prism::attend {
-
-struct TileCoord {
-  int q_tile, list, batch;
-  bool rising;  // the direction in which its list is walked; merged lists are always walked down
-};
-
-// Tile order: sections of kv heads whose K and V fit in L2 together; inside a section the longest rows (last query tiles)
-// first, and the lists of one kv head side by side, so that they meet the same K and V tiles in L2. Rows that run at the same time
-// sweep over the keys together; the next ones sweep back, and find what those read last still in L2.
-__device__ __forceinline__ TileCoord tile_coord(Params const& params, int tile) {
-  int section, rest;
-  params.section_tiles_divmod(section, rest, tile);
-  int const first_slot = section * params.section_slots;
-  int const slots = min(params.section_slots, params.num_kv_slots - first_slot);
-  int const lists = slots * params.lists_divmod.divisor;  // of this section, over its batches
-  int const row = rest / lists;
-  int const list = rest - row * lists;
-  int slot, list_of_head, batch, kv_head;
-  params.lists_divmod(slot, list_of_head, list);
-  params.kv_head_divmod(batch, kv_head, first_slot + slot);
-  bool const rising = (row / params.sweep_rows) & 1;
-  return {params.num_q_tiles - 1 - row, kv_head * params.lists_divmod.divisor + list_of_head, batch, rising};
-}
 
 // Walks one list from either end. The warp holds 32 entries, one a lane.
 template <int kEntriesPerBlock>
@@ -67,12 +45,12 @@ class Walker {
       : params_(params), smem_(smem), team_(team), lane_(lane) {}
 
   __device__ __forceinline__ void run() {
+    TileOrder<Traits> const order(params_, lane_);
     int tile = blockIdx.x / kCluster * Traits::kTeams + team_;
     while (tile < params_.num_tiles) {
-      int next = 0;
-      if (lane_ == 0) next = claim();
-      walk(tile_coord(params_, tile));
-      tile = __shfl_sync(~0u, next, 0);
+      walk(order.tile(tile));
+      if (lane_ == 0) tile = claim();  // late, so that tiles are claimed in the order in which they start
+      tile = __shfl_sync(~0u, tile, 0);
     }
     emit({-1, 0, 0, false}, Entry::none(), true, true, 0);
   }
