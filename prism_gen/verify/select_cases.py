@@ -129,9 +129,17 @@ SELECT_CASES = (
     SelectCase(20_000, 150_000, 64, 64, num_q_heads=7, num_kv_heads=1, scores="flat"),
     SelectCase(100_000, 131_072, 128, 128, num_q_heads=4, num_kv_heads=2),
     SelectCase(70_000, 70_000, 64, 64, num_q_heads=7, num_kv_heads=1, scores="flat"),
-    # Rows of 8192 key blocks fill shared memory, rows of 16384 take the scratch path.
     SelectCase(300, 1 << 19, 64, 64, num_q_heads=2, num_kv_heads=1),
     SelectCase(129, 1 << 20, 64, 64, num_q_heads=3, num_kv_heads=1, scores="flat"),
+    # A threshold that the rounded probabilities together do not reach: all is kept.
+    SelectCase(65, 89_600, 64, 64, scores="zero", threshold=0.9999999),
+    # Under other rules rows of 8192 key blocks fill shared memory, rows of 16384 take the scratch path; under the
+    # paper's, rows of more than 65535.
+    SelectCase(300, 1 << 19, 64, 64, num_q_heads=2, num_kv_heads=1, rules=SelectRules(calibration="prefix")),
+    SelectCase(
+        129, 1 << 20, 64, 64, num_q_heads=3, num_kv_heads=1, scores="flat", rules=SelectRules(calibration="prefix")
+    ),
+    SelectCase(65, 66_000 * 64, 64, 64, num_q_heads=2, num_kv_heads=1, scores="flat"),
 )
 QUICK_SELECT_CASES = (
     SELECT_CASES[4],
@@ -152,5 +160,6 @@ SANITIZER_SELECT_CASES = (
     SelectCase(129, 300, num_q_heads=2, num_kv_heads=1),
     SelectCase(300, 150_000, 64, 64),
     SelectCase(65, 65, 64, 64, scores="ties"),
+    SelectCase(65, 70_000, 64, 64, scores="zero"),
     SelectCase(300, 70_000, 128, 64, rules=SelectRules(share="group", calibration="prefix", max_blocks=9)),
 )

@@ -249,7 +249,7 @@ void select_launch(TensorView q_mean, TensorView k_mean, TensorView q_energy, Te
   if (heads_per_list > 1) select_dispatch<Bands, SelectMode::kGroup, GroupScratchShape>(GroupShapes{}, params, device);
   else if (paper_rules && Long::serves(num_k_blocks) && with_probs) long_launch<LongTraits<Bands>, true>(params, device);
   else if (paper_rules && Long::serves(num_k_blocks)) long_launch<LongTraits<Bands>, false>(params, device);
-  else if (paper_rules && !with_probs && num_k_blocks < Long::kMostBlocks) select_dispatch<Bands, SelectMode::kPlain, void>(PlainShapes{}, params, device);
+  else if (paper_rules && !with_probs && num_k_blocks <= Long::kLeastWords * 32) select_dispatch<Bands, SelectMode::kPlain, void>(PlainShapes{}, params, device);
   else select_dispatch<Bands, SelectMode::kHead, ScratchShape>(HeadShapes{}, params, device);
 }
 

@@ -42,7 +42,7 @@ CUTE_DEVICE void emit_list(SelectParams const& p, int64_t out_row, int q_block, 
   for (int first = 0; first < num_words; first += kBatchWords) {
     int const word = first + lane;
     uint32_t kept = kept_word(word);
-    kept = word < num_words ? kept | forced_word(p, word, q_block, num_visible) : 0u;
+    kept = word < num_words ? (kept | forced_word(p, word, q_block, num_visible)) & bit_range(0, num_visible - word * kWarpSize) : 0u;
     int const end = warp_prefix_sum(__popc(kept), lane), start = count + end - __popc(kept);
     count += __shfl_sync(kFullWarp, end, kWarpSize - 1);
     int const words = min(kBatchWords, num_words - first);

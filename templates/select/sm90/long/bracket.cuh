@@ -54,12 +54,16 @@ struct RowBracket {
     if (!below) search.learn(high, sum_high);
     if (!above && low > 0) search.learn(low, sum_low);
     known = {search.low, search.high, search.sum_low, search.sum_high, kAllTies};
+    if (known.high <= 1) {  // all values together are less than asked: rounding of a threshold next to 1
+      decide(true);
+      return false;
+    }
     uint32_t const between = sum_low - sum_high;
     if (inside && between % uint32_t(found) == 0) {  // perhaps all of them are the same: the ends of a tie
       low = between / uint32_t(found);
       high = low + 1;
     } else {
-      move(search, inside, min(turn, 16));
+      move(search, inside, turn);
     }
     return false;
   }
@@ -69,7 +73,8 @@ struct RowBracket {
   CUTE_DEVICE void move(CutoffSearch& search, bool too_many, int turn) {
     uint32_t const width = search.high - search.low;
     // The neighbourhood of a guess that missed, wider every time: mostly it missed by little.
-    uint32_t const reach = high - low > kBound >> turn ? kBound : (high - low) << turn;
+    int const doublings = min(turn, 16);
+    uint32_t const reach = high - low > kBound >> doublings ? kBound : (high - low) << doublings;
     bool const few = !too_many && search.low > 0 && float(search.sum_low - search.sum_high) <= kFew * float(search.low);
     if (width <= 1 || few) {
       low = search.low;

@@ -33,14 +33,9 @@ struct Buckets {
   CUTE_DEVICE float step() const { return 1.f / (slope * float(kCount - 1)); }
   CUTE_DEVICE float first() const { return -offset / slope; }
 
-  // The address of a value's count. row: place_of(counts of the row). The bucket's number is the lower bits of a float above 2^23.
+  // What to add to four times a bucket's number, the lower bits of a float above 2^23, for the address of a row's count (RowSums::add).
   CUTE_DEVICE static uint32_t place_of(uint32_t const* counts) {
     return cute::cast_smem_ptr_to_uint(counts) - __float_as_uint(0x1p23f) * uint32_t(sizeof(uint32_t));
-  }
-  CUTE_DEVICE uint32_t place(uint32_t row, float octaves) const {
-    float part;
-    asm("fma.rn.ftz.sat.f32 %0, %1, %2, %3;" : "=f"(part) : "f"(octaves), "f"(slope), "f"(offset));  // __saturatef is one more instruction
-    return __float_as_uint(fmaf(part, float(kCount - 1), 0x1p23f)) * uint32_t(sizeof(uint32_t)) + row;
   }
   CUTE_DEVICE static void count(uint32_t place) { asm volatile("red.shared.add.u32 [%0], 1;" ::"r"(place)); }
 };

@@ -86,7 +86,7 @@ class LongConsumer {
     }
     __syncwarp();
     PreparedSums const energies(p, q_row_, work_.k_row);
-    float const band_scale = __ldg(params_.k_down + work_.k_row) *
+    float const band_scale = params_.k_down[work_.k_row] *
         logit_scale<Traits::High::kDims, Traits::Low::kDims, Traits::kHeadDim, false>(p, energies, work_.band, 0, 1, q_row_, work_.k_row, 0);
     constexpr float kLeastScale = 0x1p-120f;  // of means of zeros: times the -inf of a hidden column, 0 would give NaN
     CUTE_UNROLL

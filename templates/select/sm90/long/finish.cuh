@@ -10,7 +10,6 @@ namespace prism {
 struct ListedRows {
   static constexpr int kMost = kListEntries / 4;
   static constexpr int kHeld = 8;  // whose values are in registers: with more, ptxas would be short of them in the passes too
-  static constexpr int kPart = 8;   // of them, looked at or passed over together
   static constexpr int kMoreStep = kThreadRows * kWarpSize;  // shared memory for the others: words from entry to entry
   static_assert((kMost - kHeld) * kMoreStep <= 16 * Buckets::kStride, "in place of a warp's counts");
 
@@ -21,13 +20,11 @@ struct ListedRows {
   uint32_t* more[kThreadRows];
   uint32_t held[kThreadRows][kHeld];  // 0 behind the list's end
   int count[kThreadRows];             // of this thread
-  int most;                           // of any thread of the warp
 
   CUTE_DEVICE void load() {
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) count[r] = (found[r] + 3 - int(threadIdx.x % 4)) / 4;
-    most = __reduce_max_sync(kFullWarp, max(count[0], count[1]));
-    each_part([&](int i, int r) { held[r][i] = i < count[r] ? entry(r, i).x : 0u; });
+    each_held([&](int i, int r) { held[r][i] = i < count[r] ? entry(r, i).x : 0u; });
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
       #pragma unroll 4
@@ -52,7 +49,7 @@ struct ListedRows {
       uint32_t probe[kThreadRows], sum[kThreadRows] = {};
       CUTE_UNROLL
       for (int r = 0; r < kThreadRows; ++r) probe[r] = done[r] ? ~0u : search[r].next_probe(turn);
-      each_part([&](int i, int r) { add_if_at_least(sum[r], held[r][i], probe[r]); });
+      each_held([&](int i, int r) { add_if_at_least(sum[r], held[r][i], probe[r]); });
       CUTE_UNROLL
       for (int r = 0; r < kThreadRows; ++r) {
         #pragma unroll 2
@@ -73,20 +70,11 @@ struct ListedRows {
     bool ties[kThreadRows];
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) ties[r] = cutoff[r].ties != kAllTies, least[r] = cutoff[r].value + (ties[r] ? 1u : 0u);
-    CUTE_UNROLL
-    for (int part = 0; part < kHeld; part += kPart) {
-      if (part >= most) continue;
-      uint32_t column[kPart][kThreadRows];  // all loads, then all stores
-      CUTE_UNROLL
-      for (int i = 0; i < kPart * kThreadRows; ++i) {
-        int const at = part + i / kThreadRows, r = i % kThreadRows;
-        column[i / kThreadRows][r] = at < count[r] && held[r][at] >= least[r] ? entry(r, at).y : ~0u;
-      }
-      CUTE_UNROLL
-      for (int i = 0; i < kPart * kThreadRows; ++i) {
-        if (column[i / kThreadRows][i % kThreadRows] != ~0u) add(i % kThreadRows, column[i / kThreadRows][i % kThreadRows]);
-      }
-    }
+    uint32_t column[kHeld][kThreadRows];  // all loads, then all stores
+    each_held([&](int i, int r) { column[i][r] = i < count[r] && held[r][i] >= least[r] ? entry(r, i).y : ~0u; });
+    each_held([&](int i, int r) {
+      if (column[i][r] != ~0u) add(r, column[i][r]);
+    });
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
       #pragma unroll 1
@@ -100,10 +88,6 @@ struct ListedRows {
  private:
   CUTE_DEVICE uint2 const& entry(int r, int i) const { return list[r][4 * i + threadIdx.x % 4]; }
 
-  CUTE_DEVICE static void add_if_at_least(uint32_t& sum, uint32_t value, uint32_t probe) {
-    asm("{ .reg .pred yes; setp.ge.u32 yes, %1, %2; @yes add.u32 %0, %0, %1; }" : "+r"(sum) : "r"(value), "r"(probe));
-  }
-
   CUTE_DEVICE CutoffSearch begin(RowBracket const& bracket, uint32_t sum_high, uint32_t sum_between) const {
     CutoffSearch search(target, CutoffStart{bracket.high, 0.f, 0.f, 1.f});
     search.low = bracket.low;
@@ -113,15 +97,11 @@ struct ListedRows {
   }
 
   template <class F>
-  CUTE_DEVICE void each_part(F const& f) const {
+  CUTE_DEVICE void each_held(F const& f) const {
     CUTE_UNROLL
-    for (int part = 0; part < kHeld; part += kPart) {
-      if (part >= most && part > 0) continue;
+    for (int i = 0; i < kHeld; ++i) {
       CUTE_UNROLL
-      for (int i = part; i < part + kPart; ++i) {
-        CUTE_UNROLL
-        for (int r = 0; r < kThreadRows; ++r) f(i, r);
-      }
+      for (int r = 0; r < kThreadRows; ++r) f(i, r);
     }
   }
 

@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kEmitThreads) emit_long_kernel(__grid_constant
   int const q_row = int(row / p.num_q_blocks), q_block = int(row % p.num_q_blocks);
   int const num_visible = p.num_visible(q_block), words = mask_words(num_visible);
   uint32_t const *high = params.kept_row(q_row, 0, q_block), *low = params.kept_row(q_row, 1, q_block);
-  emit_list(p, row, q_block, 0, [&](int word) { return word < words ? __ldg(high + word) | __ldg(low + word) : 0u; });
+  emit_list(p, row, q_block, 0, [&](int word) { return word < words ? high[word] | low[word] : 0u; });
   if constexpr (kProbs) {
     for (int band = 0; band < kBands; ++band) {
       int32_t* probs = p.probs + ((int64_t(q_row) * kBands + band) * p.num_q_blocks + q_block) * p.num_k_blocks;

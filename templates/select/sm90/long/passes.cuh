@@ -61,7 +61,7 @@ struct RowSums {
     }
   }
 
-  // A tile. first: of the row. A row moves by its own logits alone. (Values of a tile in which a row moved are counted twice.)
+  // A tile. first: of the row. A row moves by its own logits alone. (In a tile in which a row of the warp moved, values are counted twice.)
   template <class Tensor>
   CUTE_DEVICE void add(Tensor const& acc, bool first) {
     float sum[kThreadRows] = {INFINITY, INFINITY};  // a row without a point is to get one
@@ -148,6 +148,7 @@ struct RowSums {
 struct RowBits {
   static constexpr int kHalfColumns = 16;  // of a tile, that are looked at before what they list is written
   static constexpr int kStageBytes = kHalfColumns * kThreadRows * kWarpSize * 4;  // a warp's values of half a tile, in shared memory
+  static_assert(kStageBytes <= 16 * Buckets::kStride * int(sizeof(uint32_t)), "in place of a warp's counts");
   static constexpr int kFourBytes = kWarpSize * 16;  // from four neighbouring values to the next four: [row][four][lane][4]
 
   // From a score to log2 of an exponential, as in the first pass, and from that to a fixed-point value.
