@@ -160,7 +160,7 @@ def main() -> int:
     options = parser.parse_args()
     toolchain = find_toolchain(nvcc=None, cache=CACHE)
     old = TABLE.read_text(encoding="utf-8") if TABLE.exists() else ""
-    kept = known_figures(old) if versions(toolchain) in old and not options.check else {}
+    kept = known_figures(old) if versions(toolchain) in old.splitlines() and not options.check else {}
     changed = [spec for spec in map(representative, ROWS) if digest(spec) not in kept]
     text = page(versions(toolchain), kept | compile_rows(toolchain, changed, jobs=options.jobs))
     if not options.check:

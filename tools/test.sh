@@ -9,5 +9,7 @@ show ruff check .
 show ruff format --check .
 show mypy & types=$!  # one core for most of a minute: beside the tests
 # In the order of the folders: tests/compile, which takes longest, starts first, and the other worker tests meanwhile.
-show python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
-wait "$types"
+status=0
+show python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" || status=$?
+wait "$types" || status=$?
+exit "$status"
