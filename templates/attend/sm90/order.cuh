@@ -4,8 +4,9 @@
 // Sections of kv heads whose K and V fit in L2 together, one after the other; inside a section the longest rows (last query tiles)
 // first, and the lists of one kv head side by side. As many tiles as run at the same time are a *sweep*: they walk over the keys in
 // one direction, the next sweep walks back and finds what the last one read last still in L2. That needs tiles that start together,
-// but lists of a sweep differ in length, and CTAs would drift apart over the length of K and V. So where K and V are larger
-// than L2 a sweep is claimed longest list first: who is ahead takes the longest, who is behind the shortest.
+// but lists of a sweep differ in length, and CTAs would drift apart over the length of K and V. So where K and V of a head are
+// larger than the part of L2 that one may count on (launch.h) a sweep is claimed longest list first: who is ahead
+// takes the longest, who is behind the shortest.
 #pragma once
 
 #include "attend/params.h"
