@@ -22,7 +22,7 @@ from benchmarks.accuracy.costs import Cost, costs_of, way_of
 from benchmarks.accuracy.documents import load_documents
 from benchmarks.accuracy.profiles import profile_of
 from benchmarks.accuracy.settings import parse_setting
-from benchmarks.accuracy.smollm2 import SmolLM2
+from benchmarks.accuracy.smollm2 import open_precise
 from benchmarks.accuracy.sparse import BACKENDS, Backend, open_layers
 from benchmarks.accuracy.vary import Choice, Varied
 from prism_gen.calibrate.curves import THRESHOLDS
@@ -170,8 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     backend: Backend = options.backend
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_float32_matmul_precision("high")  # as in vary.py
-    model = SmolLM2(options.weights, device, linear_dtype=torch.float32)
+    model = open_precise(options.weights, device)
     documents = load_documents(options.docs, options.doc, tokens=options.tokens)
     prisms: dict[str, Any] = json.loads(options.menu.read_text(encoding="utf-8"))
     bundle, num_layers = options.bundle and load_bundle(options.bundle), model.spec.num_layers

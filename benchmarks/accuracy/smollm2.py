@@ -143,3 +143,12 @@ def _half_split(weight: Tensor, heads: int) -> Tensor:
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def open_precise(path: Path, device: torch.device) -> SmolLM2:
+    """SmolLM2 with fp32 matrices, of which tensor cores take ten bits: bf16's rounding would drown one list's change.
+
+    Sets the process's matmul precision. Raises: as SmolLM2.
+    """
+    torch.set_float32_matmul_precision("high")
+    return SmolLM2(path, device, linear_dtype=torch.float32)

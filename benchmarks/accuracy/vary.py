@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.accuracy.command import exit_status
 from benchmarks.accuracy.documents import load_documents
 from benchmarks.accuracy.settings import parse_setting
-from benchmarks.accuracy.smollm2 import SmolLM2
+from benchmarks.accuracy.smollm2 import SmolLM2, open_precise
 from benchmarks.accuracy.sparse import BACKENDS, Backend, dense_layer, head_density, open_layers, sparse_layer
 from prism_gen.calibrate.divergence import DensePredictions
 from prism_gen.runtime import PrismAttention, load_bundle
@@ -137,9 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     backend: Backend = options.backend
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # fp32 matrices, of which tensor cores take ten bits: in bf16's rounding the change of one list would drown.
-    torch.set_float32_matmul_precision("high")
-    model = SmolLM2(options.weights, device, linear_dtype=torch.float32)
+    model = open_precise(options.weights, device)
     documents = load_documents(options.docs, [], tokens=options.tokens)
     ids = torch.stack([document.ids for document in documents]).to(device)
     bundle = None if options.bundle is None else load_bundle(options.bundle)
