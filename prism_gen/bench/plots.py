@@ -6,7 +6,7 @@ Owns how a run is drawn. Must not measure.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,27 +64,34 @@ def _speedup(run: BenchRun) -> Any:
     if not columns:
         return None
     figure, axes = panels(run, len(labels), len(columns), "By tokens, log scale.")
-    for row, label in enumerate(labels):
-        for ax, column in zip(axes[row], columns, strict=True):
-            here = [f for f in column if f.label == label]
-            if not here:
-                ax.set_axis_off()
-                continue
-            stage = "whole layer" if here[0].stage == "layer" else "attend"
-            ax.set_title(f"{problem_words(label)}\n{stage}, {density_words(here)}")
-            for who in everyone(here):
-                own = sorted((f for f in here if f.who == who), key=lambda f: f.seqlen)
-                times = [_dense_ms(f, timed) / f.median_ms for f in own]
-                _line(ax, own, [seqlens.index(f.seqlen) for f in own], times)
-            ax.axhline(1.0, color=QUIET, linewidth=0.8)
-            ax.set_yscale("log", base=2)
-            ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
-            ax.set_xticks(range(len(seqlens)), [tokens(n) for n in seqlens])
-            ax.grid(axis="y", color=RULE, linewidth=0.8)
-            ax.margins(x=0.12, y=0.2)
+    for ax, label, _, here in _filled(axes, labels, columns):
+        stage = "whole layer" if here[0].stage == "layer" else "attend"
+        ax.set_title(f"{problem_words(label)}\n{stage}, {density_words(here)}")
+        for who in everyone(here):
+            own = sorted((f for f in here if f.who == who), key=lambda f: f.seqlen)
+            times = [_dense_ms(f, timed) / f.median_ms for f in own]
+            _line(ax, own, [seqlens.index(f.seqlen) for f in own], times)
+        ax.axhline(1.0, color=QUIET, linewidth=0.8)
+        ax.set_yscale("log", base=2)
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+        ax.set_xticks(range(len(seqlens)), [tokens(n) for n in seqlens])
+        ax.grid(axis="y", color=RULE, linewidth=0.8)
+        ax.margins(x=0.12, y=0.2)
     handles = [Line2D([], [], marker="o", color=colour_of(who), label=name_of(who)) for who in everyone(compared)]
     heading(figure, "How many times as fast as the fastest dense attention", handles)
     return figure
+
+
+def _filled(
+    axes: Any, labels: Sequence[str], columns: Sequence[Sequence[Figure]]
+) -> Iterator[tuple[Any, str, Sequence[Figure], list[Figure]]]:
+    """(ax, label, column, the column's figures of that label) of each panel with any; others are switched off."""
+    for row, label in enumerate(labels):
+        for ax, column in zip(axes[row], columns, strict=True):
+            if here := [f for f in column if f.label == label]:
+                yield ax, label, column, here
+            else:
+                ax.set_axis_off()
 
 
 def _line(ax: Any, figures: Sequence[Figure], places: Sequence[int], times: Sequence[float]) -> None:
@@ -155,15 +162,10 @@ def _ceiling(run: BenchRun) -> Any:
     labels, seqlens = list(dict.fromkeys(f.label for f in figures)), sorted({f.seqlen for f in figures})
     note = f"Matrix product in the same process: {run.ceilings.tflops:.0f} TFLOP/s."
     figure, axes = panels(run, len(labels), len(columns), note)
-    for row, label in enumerate(labels):
-        for ax, column in zip(axes[row], columns, strict=True):
-            here = [f for f in column if f.label == label]
-            if not here:
-                ax.set_axis_off()
-                continue
-            is_dense = column is dense
-            ax.set_title(f"{problem_words(label)}\n{'dense' if is_dense else density_words(here)}")
-            _bars(ax, _with_dense_peers(here, column) if is_dense else here, seqlens, run.ceilings.tflops)
+    for ax, label, column, here in _filled(axes, labels, columns):
+        is_dense = column is dense
+        ax.set_title(f"{problem_words(label)}\n{'dense' if is_dense else density_words(here)}")
+        _bars(ax, _with_dense_peers(here, column) if is_dense else here, seqlens, run.ceilings.tflops)
     handles = [Patch(color=colour_of(who), label=name_of(who)) for who in everyone(figures)]
     heading(figure, "Share of the matrix product's speed that attention reaches", handles)
     return figure
