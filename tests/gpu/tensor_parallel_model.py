@@ -1,11 +1,10 @@
-"""The model and prompt that one process and two ranks of test_tensor_parallel.py run alike."""
+"""The settings and prompt that one process and two ranks of test_tensor_parallel.py run alike."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import prism_gen
 from prism_gen.integrations.transformers import Enabled
@@ -13,23 +12,6 @@ from prism_gen.model import SelectionSpec
 
 THRESHOLDS = (0.6, 0.95, 0.8, 0.7, 0.9, 0.65, 0.85, 0.75)  # of each q head, so that a rank must find its own
 TOKENS = 1500
-
-
-def make_model() -> LlamaForCausalLM:
-    """Two layers of 8 q and 2 kv heads of 128, bf16, random; on the CPU."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=512,
-        intermediate_size=512,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        head_dim=128,
-        vocab_size=512,
-        max_position_embeddings=4096,
-        initializer_range=0.05,
-    )
-    return LlamaForCausalLM._from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
 
 
 def enable(model: Any, bundle: str) -> Enabled:

@@ -11,13 +11,14 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers", minversion="5.4")
 
-from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+from transformers import LlamaForCausalLM  # noqa: E402
 
 import prism_gen  # noqa: E402
 from prism_gen.integrations.transformers import Enabled  # noqa: E402
 from prism_gen.model import SelectionSpec  # noqa: E402
 from prism_gen.runtime import Bundle  # noqa: E402
 from tests.crossovers import write_crossover  # noqa: E402
+from tests.gpu.tiny_llama import make_model  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 
@@ -27,21 +28,7 @@ BLOCKS = (128, 128)
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
     """Two layers of 8 q and 2 kv heads of 128, bf16, random."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=512,
-        intermediate_size=512,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        head_dim=128,
-        vocab_size=512,
-        max_position_embeddings=4096,
-        initializer_range=0.05,
-    )
-    with torch.device("cuda"):
-        made = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
-    return made.eval()
+    return make_model("cuda")
 
 
 def enable(model: Any, bundle: Bundle, threshold: float = 1.0, **options: Any) -> Enabled:

@@ -13,7 +13,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers", minversion="5.4")
 
 from prism_gen.runtime import Bundle  # noqa: E402
-from tests.gpu.tensor_parallel_model import enable, make_model, token_ids  # noqa: E402
+from tests.gpu.tensor_parallel_model import enable, token_ids  # noqa: E402
+from tests.gpu.tiny_llama import make_model  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,7 +26,7 @@ TIMEOUT_S = 180  # two processes that import torch and transformers, and NCCL's 
 
 @torch.no_grad()
 def test_two_ranks_give_what_one_process_gives(bundle: Bundle, tmp_path: Path) -> None:
-    model = make_model()
+    model = make_model("cpu")
     model.save_pretrained(tmp_path / "model")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     rank = [str(Path(__file__).with_name("tensor_parallel_rank.py")), str(tmp_path / "model")]
