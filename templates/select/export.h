@@ -12,7 +12,6 @@
 
 namespace prism {
 
-constexpr int64_t kMaxSmemBytes = 227 * 1024;  // dynamic shared memory of one CTA, sm90
 constexpr int64_t kScratchCtas = 264;          // CTAs that share `scratch`: two on each of an H200's 132 SMs
 
 // How rows of up to 32 * kWords_ key blocks are worked on.
@@ -246,11 +245,15 @@ void select_launch(TensorView q_mean, TensorView k_mean, TensorView q_energy, Te
     check_range(max_blocks, "block_indices.shape[3] (max_blocks)", least_capacity(params), std::numeric_limits<int>::max());
   }
   bool const paper_rules = params.paper_rules(), with_probs = params.probs != nullptr;
-  if (heads_per_list > 1) select_dispatch<Bands, SelectMode::kGroup, GroupScratchShape>(GroupShapes{}, params, device);
-  else if (paper_rules && Long::serves(num_k_blocks) && with_probs) long_launch<LongTraits<Bands>, true>(params, device);
-  else if (paper_rules && Long::serves(num_k_blocks)) long_launch<LongTraits<Bands>, false>(params, device);
-  else if (paper_rules && !with_probs && num_k_blocks <= Long::kLeastWords * 32) select_dispatch<Bands, SelectMode::kPlain, void>(PlainShapes{}, params, device);
-  else select_dispatch<Bands, SelectMode::kHead, ScratchShape>(HeadShapes{}, params, device);
+  if (heads_per_list > 1) {
+    select_dispatch<Bands, SelectMode::kGroup, GroupScratchShape>(GroupShapes{}, params, device);
+  } else if (paper_rules && Long::serves(num_k_blocks)) {
+    (with_probs ? long_launch<LongTraits<Bands>, true> : long_launch<LongTraits<Bands>, false>)(params, device);
+  } else if (paper_rules && !with_probs && num_k_blocks <= Long::kLeastWords * 32) {
+    select_dispatch<Bands, SelectMode::kPlain, void>(PlainShapes{}, params, device);
+  } else {
+    select_dispatch<Bands, SelectMode::kHead, ScratchShape>(HeadShapes{}, params, device);
+  }
 }
 
 }  // namespace prism

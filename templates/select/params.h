@@ -7,6 +7,7 @@
 
 namespace prism {
 
+constexpr int64_t kMaxSmemBytes = 227 * 1024;  // dynamic shared memory of one CTA, sm90
 constexpr int kMaxTokens = 1 << 29;  // of a sequence or a block: sums of two stay inside int32
 
 enum class CutKind : int { kTopP = 0, kTopK = 1, kDensity = 2 };  // what a threshold is (method.md step 5)

@@ -8,6 +8,8 @@
 
 namespace prism {
 
+CUTE_DEVICE uint32_t fixed_target(float threshold) { return __float2uint_ru(threshold * float(kFixedOne)); }
+
 // What exponentiate learns of a row. sum, top: of its exponentials. centre, width: mean and deviation of log2 of an exponential,
 // weighted with it, by a sample; they guide a search and nothing else.
 struct Exponentials {
@@ -98,7 +100,7 @@ CUTE_DEVICE Cutoff rule_cutoff(Row const& row, CutoffStart const& start, CutRule
     return rank_cutoff(row, __float2uint_ru(count), start.bound);
   }
   if (!(rule.threshold < 1.f)) return kKeepAll;
-  uint32_t const target = __float2uint_ru(rule.threshold * float(kFixedOne));
+  uint32_t const target = fixed_target(rule.threshold);
   if (target == 0) return kKeepNone;
   auto const sum_at_least = [&](uint32_t x) {
     uint32_t parts[kParts] = {};

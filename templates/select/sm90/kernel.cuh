@@ -317,8 +317,13 @@ struct SelectKernel {
         score_columns<Low, kInScratch>(shared.q_low, p, num_cols, both ? rows + kBandFloats : rows, shared, rank,
                                        both ? warp - step : warp, step);
       }
-      if constexpr (kCluster > 1) wait_at(shared.full, uint32_t(band));
-      else __syncthreads();
+      if constexpr (kCluster > 1) {
+        __syncwarp();  // this warp has read q's fragments, in whose place others will add up sizes
+        if (threadIdx.x % kWarpSize == 0) arrive_at(shared.full);
+        wait_at(shared.full, uint32_t(band));
+      } else {
+        __syncthreads();
+      }
       select_rows<kInScratch>(p, shared, band, both ? kBands : band + 1, rows, masks, rank);
     }
     emit_rows(p, shared.tile, masks, rank);
@@ -331,7 +336,7 @@ struct SelectKernel {
     auto* rows = reinterpret_cast<float*>(smem + sizeof(SharedStorage));
     if constexpr (kCluster > 1) {
       if (threadIdx.x == 0) {
-        shared.full.init(1);
+        shared.full.init(1 + kWarps);  // thread 0, with the bytes, and every warp of this CTA
         shared.free.init(kCluster * kWarps);
         cutlass::arch::fence_barrier_init();
       }

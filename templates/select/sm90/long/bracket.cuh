@@ -6,8 +6,6 @@
 
 namespace prism {
 
-CUTE_DEVICE uint32_t fixed_target(float threshold) { return __float2uint_ru(threshold * float(kFixedOne)); }
-
 // What is known of a row's cut-off.
 struct RowBracket {
   static constexpr uint32_t kBound = kFixedOne + (kFixedOne >> 16);  // exp2 and the row's sum may be wrong by 2^-20

@@ -25,17 +25,17 @@ struct ListedRows {
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) count[r] = (found[r] + 3 - int(threadIdx.x % 4)) / 4;
     each_held([&](int i, int r) { held[r][i] = i < count[r] ? entry(r, i).x : 0u; });
-    CUTE_UNROLL
-    for (int r = 0; r < kThreadRows; ++r) {
-      #pragma unroll 4
-      for (int i = kHeld; i < count[r]; ++i) more[r][(i - kHeld) * kMoreStep] = entry(r, i).x;
-    }
+    each_few([&](int first) {
+      uint32_t values[kFew][kThreadRows];
+      of_few(first, [&](int i, int r) { values[i][r] = entry(r, first + i).x; });
+      of_few(first, [&](int i, int r) { more_of(r, first + i) = values[i][r]; });
+    });
   }
 
   // sum_high, sum_between: of all values from the bracket's upper end on, and of those in it.
   CUTE_DEVICE void find(RowBracket const (&bracket)[kThreadRows], uint32_t const (&sum_high)[kThreadRows],
                         uint32_t const (&sum_between)[kThreadRows], Cutoff (&cutoff)[kThreadRows]) const {
-    CutoffSearch search[kThreadRows] = {begin(bracket[0], sum_high[0], sum_between[0]), begin(bracket[1], sum_high[1], sum_between[1])};
+    CutoffSearch search[kThreadRows] = {begin(bracket[0], 0, sum_high[0], sum_between[0]), begin(bracket[1], 1, sum_high[1], sum_between[1])};
     bool done[kThreadRows];
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) cutoff[r] = kKeepAll, done[r] = bracket[r].decided();
@@ -53,7 +53,7 @@ struct ListedRows {
       CUTE_UNROLL
       for (int r = 0; r < kThreadRows; ++r) {
         #pragma unroll 2
-        for (int i = kHeld; i < count[r]; ++i) add_if_at_least(sum[r], more[r][(i - kHeld) * kMoreStep], probe[r]);
+        for (int i = kHeld; i < count[r]; ++i) add_if_at_least(sum[r], more_of(r, i), probe[r]);
       }
       __syncwarp();
       CUTE_UNROLL
@@ -66,21 +66,26 @@ struct ListedRows {
 
   // Adds to the masks what the cut-offs keep of the lists; of ties the first columns.
   CUTE_DEVICE void keep(Cutoff const (&cutoff)[kThreadRows]) const {
-    uint32_t least[kThreadRows];
+    uint32_t from[kThreadRows];  // values are kept
     bool ties[kThreadRows];
     CUTE_UNROLL
-    for (int r = 0; r < kThreadRows; ++r) ties[r] = cutoff[r].ties != kAllTies, least[r] = cutoff[r].value + (ties[r] ? 1u : 0u);
+    for (int r = 0; r < kThreadRows; ++r) ties[r] = cutoff[r].ties != kAllTies, from[r] = cutoff[r].value + (ties[r] ? 1u : 0u);
     uint32_t column[kHeld][kThreadRows];  // all loads, then all stores
-    each_held([&](int i, int r) { column[i][r] = i < count[r] && held[r][i] >= least[r] ? entry(r, i).y : ~0u; });
+    each_held([&](int i, int r) { column[i][r] = i < count[r] && held[r][i] >= from[r] ? entry(r, i).y : ~0u; });
     each_held([&](int i, int r) {
       if (column[i][r] != ~0u) add(r, column[i][r]);
     });
+    each_few([&](int first) {
+      uint32_t columns[kFew][kThreadRows] = {};
+      of_few(first, [&](int i, int r) {
+        if (more_of(r, first + i) >= from[r]) columns[i][r] = entry(r, first + i).y;
+      });
+      of_few(first, [&](int i, int r) {
+        if (more_of(r, first + i) >= from[r]) add(r, columns[i][r]);
+      });
+    });
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
-      #pragma unroll 1
-      for (int i = kHeld; i < count[r]; ++i) {
-        if (more[r][(i - kHeld) * kMoreStep] >= least[r]) add(r, entry(r, i).y);
-      }
       if (ties[r]) keep_ties(cutoff[r], r);
     }
   }
@@ -88,9 +93,27 @@ struct ListedRows {
  private:
   CUTE_DEVICE uint2 const& entry(int r, int i) const { return list[r][4 * i + threadIdx.x % 4]; }
 
-  CUTE_DEVICE CutoffSearch begin(RowBracket const& bracket, uint32_t sum_high, uint32_t sum_between) const {
-    CutoffSearch search(target, CutoffStart{bracket.high, 0.f, 0.f, 1.f});
-    search.low = bracket.low;
+  // From the least to the largest value of the list: much less than the bracket, where that had no end.
+  CUTE_DEVICE CutoffSearch begin(RowBracket const& bracket, int r, uint32_t sum_high, uint32_t sum_between) const {
+    uint32_t least = ~0u, most = 0;
+    CUTE_UNROLL
+    for (int i = 0; i < kHeld; ++i) {
+      most = max(most, held[r][i]);
+      if (i < count[r]) least = min(least, held[r][i]);
+    }
+    #pragma unroll 2
+    for (int i = kHeld; i < count[r]; ++i) {
+      most = max(most, more_of(r, i));
+      least = min(least, more_of(r, i));
+    }
+    CUTE_UNROLL
+    for (int offset = 1; offset < 4; offset *= 2) {
+      least = min(least, __shfl_xor_sync(kFullWarp, least, offset));
+      most = max(most, __shfl_xor_sync(kFullWarp, most, offset));
+    }
+    bool const any = found[r] > 0;
+    CutoffSearch search(target, CutoffStart{any ? most + 1u : bracket.high, 0.f, 0.f, 1.f});
+    search.low = any ? least : bracket.low;
     search.sum_low = sum_high + sum_between;
     search.sum_high = sum_high;
     return search;
@@ -102,6 +125,27 @@ struct ListedRows {
     for (int i = 0; i < kHeld; ++i) {
       CUTE_UNROLL
       for (int r = 0; r < kThreadRows; ++r) f(i, r);
+    }
+  }
+
+  CUTE_DEVICE uint32_t& more_of(int r, int i) const { return more[r][(i - kHeld) * kMoreStep]; }
+
+  // f(first): for every few entries behind those in registers. of_few: f(i, row) for those of them that exist, so that their loads are
+  // under way together. With more than two, the passes would spill.
+  static constexpr int kFew = 2;
+  template <class F>
+  CUTE_DEVICE void each_few(F const& f) const {
+    #pragma unroll 1
+    for (int first = kHeld; first < max(count[0], count[1]); first += kFew) f(first);
+  }
+  template <class F>
+  CUTE_DEVICE void of_few(int first, F const& f) const {
+    CUTE_UNROLL
+    for (int i = 0; i < kFew; ++i) {
+      CUTE_UNROLL
+      for (int r = 0; r < kThreadRows; ++r) {
+        if (first + i < count[r]) f(i, r);
+      }
     }
   }
 

@@ -46,11 +46,10 @@ struct LongTraits {
   static constexpr int kConsumerRegisters =
       std::min((kLaunchRegisters * kThreads / 128 - kLoaderRegisters) / kWarpGroups / 8 * 8, 240);
 
-  static constexpr int kMaxSmemBytes = 227 * 1024;  // of a CTA, sm90
   static constexpr int kMetadataBytes = 4096;  // barriers, and what is known of rows
   static constexpr int kQueryBytes = kWarpGroups * kMostSlabs * kQuerySlabBytes;
   static constexpr int kCountBytes = kWarpGroups * kLongRows * Buckets::kStride * int(sizeof(uint32_t));
-  static constexpr int kSlots = std::min((kMaxSmemBytes - kMetadataBytes - kQueryBytes - kCountBytes) / kKeySlabBytes, 8);
+  static constexpr int kSlots = std::min(int(kMaxSmemBytes - kMetadataBytes - kQueryBytes - kCountBytes) / kKeySlabBytes, 8);
   static_assert(kSlots >= 2, "a slab is freed once the next one is at work");
 
   using SlabDims = cute::Int<kSlabRowBytes / int(sizeof(Element))>;
