@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -39,6 +39,11 @@ class Timing:
     max_ms: float
     runs: int
     calls: int
+
+    @classmethod
+    def of(cls, times_ms: Sequence[float], calls: int = 1) -> Timing:
+        """Of the runs' own times."""
+        return cls(statistics.median(times_ms), min(times_ms), max(times_ms), len(times_ms), calls)
 
     def record(self) -> dict[str, float | int]:
         """The fields of a JSON line; spread is (max - min) / median."""
@@ -100,7 +105,7 @@ def measure(
         if rest_s > 0:
             time.sleep(rest_s)
         times.append(once(fn, calls))
-    return Timing(statistics.median(times), min(times), max(times), runs, calls)
+    return Timing.of(times, calls)
 
 
 def measure_each(

@@ -16,7 +16,8 @@ from prism_gen.model import ModelSpec, SelectionSpec
 from prism_gen.model_config import load_model_config
 from prism_gen.rope import Bands
 from prism_gen.runtime.backend import Backend, ReferenceBackend
-from prism_gen.runtime.cuda import TILE_COUNTERS, CudaBackend
+from prism_gen.runtime.cuda import CudaBackend
+from prism_gen.runtime.cuda_stages import TILE_COUNTERS
 from prism_gen.runtime.cuda_subblock import CudaSubBlockBackend
 from prism_gen.runtime.load import Bundle, load_bundle
 from prism_gen.runtime.resolve import Resolution, build_command, layer_requests, resolve

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prism_gen.errors import UnsupportedError
 from prism_gen.families.score import TILE_COLUMNS
-from prism_gen.runtime.backend import BeforeRope, MeansFormat, Pooled
-from prism_gen.runtime.cuda import empty_lists, launch_attend
+from prism_gen.runtime.backend import MeansFormat, Pooled
+from prism_gen.runtime.cuda_stages import CudaStages, empty_lists
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.pooled_keys import PooledKeys
 from prism_gen.runtime.rules import CUT_KINDS, PAPER_RULES, SelectRules
@@ -22,14 +21,25 @@ from prism_gen.runtime.selection import Selection
 from prism_gen.sub_blocks import SubBlocks
 
 
-class CudaSubBlockBackend:
+class SubpoolOutputs(NamedTuple):
+    """The arguments of subpool and rotate_sub_blocks behind their inputs, in their order."""
+
+    q_sub: Tensor
+    k_sub: Tensor
+    sub_block_q: int
+    sub_block_k: int
+    k_start: int
+    tail_in: Tensor | None
+    tail_out: Tensor | None
+
+
+class CudaSubBlockBackend(CudaStages[SubpoolOutputs]):
     """Launches the kernels that resolve.py chose.
 
     Its Pooled holds fp16 means: of q as the reference has them; of k in tiles of 128, each in the order that suits the
     matrix instruction (templates/README.md), the last of them filled up with what nobody reads. Energies are empty.
     """
 
-    name = "cuda"
     means = MeansFormat(torch.float16, TILE_COLUMNS)
 
     def __init__(
@@ -43,43 +53,31 @@ class CudaSubBlockBackend:
         rules: SelectRules = PAPER_RULES,
     ) -> None:
         """Binds the exported functions of the modules once. rotate: None where the model does not ask for it."""
-        self._subpool = subpool.get_function("subpool")
-        self._rotate = None if rotate is None else rotate.get_function("rotate_sub_blocks")
+        super().__init__(
+            pool=subpool.get_function("subpool"),
+            rotate=None if rotate is None else rotate.get_function("rotate_sub_blocks"),
+            attend=attend.get_function("attend"),
+            rules=rules,
+        )
         self._score = score.get_function("score")
         self._scratch_floats = score.get_function("scratch_floats")
-        self._attend = attend.get_function("attend")
         self._sub_blocks = sub_blocks
-        self._rules = rules
 
-    def pool(self, q: Tensor, k: Tensor, grid: BlockGrid, cache: PooledKeys | None = None) -> Pooled:
-        """See Backend.pool. One launch."""
-        outputs = self._outputs(q, k, cache)
-        self._subpool(q, k if cache is None else k[:, cache.num_tokens :], *outputs)
-        return _pooled(outputs, grid, cache)
-
-    def rotate_and_pool(
-        self, x: BeforeRope, k_out: Tensor, grid: BlockGrid, cache: PooledKeys | None = None
-    ) -> tuple[Tensor, Pooled]:
-        """See Backend.rotate_and_pool. One launch. q comes back contiguous whatever its strides were."""
-        if self._rotate is None:
-            raise UnsupportedError(
-                "this model's kernels were resolved without rotate",
-                exists="subpool, score, attend",
-                fix='set "fused_rope": true in the prism object of its config.json, and build again',
-            )
-        q = torch.empty(x.q.shape, dtype=x.q.dtype, device=x.q.device)
-        outputs = self._outputs(x.q, x.k, cache)
-        self._rotate(*x, q, k_out, *outputs)
-        return q, _pooled(outputs, grid, cache)
-
-    def _outputs(self, q: Tensor, k: Tensor, cache: PooledKeys | None) -> _PoolOutputs:
-        """k: all keys, where no cache holds room for their means."""
+    def _outputs(self, q: Tensor, k: Tensor, grid: BlockGrid, cache: PooledKeys | None) -> SubpoolOutputs:
         fine = self._sub_blocks
         q_sub = _empty_means(q, -(-q.shape[1] // fine.q))
         if cache is None:
             k_sub = _empty_means(k, self.means.num_means(k.shape[1], fine.k))
-            return _PoolOutputs(q_sub, k_sub, fine.q, fine.k, 0, None, None)
-        return _PoolOutputs(q_sub, cache.mean, fine.q, fine.k, cache.num_tokens, cache.tail, cache.next_tail)
+            return SubpoolOutputs(q_sub, k_sub, fine.q, fine.k, 0, None, None)
+        return SubpoolOutputs(q_sub, cache.mean, fine.q, fine.k, cache.num_tokens, cache.tail, cache.next_tail)
+
+    def _pooled(self, outputs: SubpoolOutputs, grid: BlockGrid, cache: PooledKeys | None) -> Pooled:
+        if cache is not None:
+            cache.advance(grid.seqlen_k)
+        q_mean, k_mean = outputs.q_sub, outputs.k_sub
+        # Two tensors: an operator's outputs may not share memory, and torch asks where even nothing lies.
+        q_energy, k_energy = (torch.empty(*x.shape[:3], 0, dtype=x.dtype, device=x.device) for x in (q_mean, k_mean))
+        return Pooled(q_mean, k_mean, q_energy, k_energy, grid)
 
     def select(self, pooled: Pooled, thresholds: Tensor, *, softmax_scale: float, with_probs: bool) -> Selection:
         """See Backend.select; some launches. What follows a row's block_counts in block_indices is not written."""
@@ -112,34 +110,6 @@ class CudaSubBlockBackend:
             torch.empty(num_floats, dtype=torch.float32, device=device),
         )
         return Selection(indices, counts, grid, probs, wanted)
-
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, selection: Selection, *, softmax_scale: float, return_lse: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """See Backend.attend."""
-        return launch_attend(self._attend, q, k, v, selection, softmax_scale=softmax_scale, return_lse=return_lse)
-
-
-class _PoolOutputs(NamedTuple):
-    """The arguments of subpool and rotate_sub_blocks behind their inputs, in their order."""
-
-    q_sub: Tensor
-    k_sub: Tensor
-    sub_block_q: int
-    sub_block_k: int
-    k_start: int
-    tail_in: Tensor | None
-    tail_out: Tensor | None
-
-
-def _pooled(outputs: _PoolOutputs, grid: BlockGrid, cache: PooledKeys | None) -> Pooled:
-    """What select is given, after the launch."""
-    if cache is not None:
-        cache.advance(grid.seqlen_k)
-    q_mean, k_mean = outputs.q_sub, outputs.k_sub
-    # Two tensors: an operator's outputs may not share memory, and torch asks where even nothing lies.
-    q_energy, k_energy = (torch.empty(*x.shape[:3], 0, dtype=x.dtype, device=x.device) for x in (q_mean, k_mean))
-    return Pooled(q_mean, k_mean, q_energy, k_energy, grid)
 
 
 def _empty_means(x: Tensor, num_means: int) -> Tensor:

@@ -6,9 +6,9 @@ Owns what is asked of Ray (the extra `ray`). Must not judge or time.
 from __future__ import annotations
 
 import io
-import tarfile
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def run_ray(plan: Plan, on_line: Callable[[Line], None], *, num_gpus: int) -> No
     from ray.util.queue import Queue  # noqa: PLC0415 comes with ray
 
     journal, queue = Journal(plan.journal), Queue()
-    packed = ray.put(_pack(plan.bundle)) if plan.bundle else None
+    packed = ray.put(pack_bundle(plan.bundle)) if plan.bundle else None
     task = ray.remote(num_gpus=num_gpus, max_retries=0)(_work)
     running: dict[Any, Unit] = {}
     heard: dict[str, float] = {}
@@ -96,20 +96,21 @@ def _work(
 ) -> None:
     """The task. Lines are put one by one, so that what a crash leaves is known."""
     with tempfile.TemporaryDirectory(prefix="prism-gen-tune-") as scratch:
-        bundle = _unpack(packed, Path(scratch)) if packed else None
+        bundle = unpack_bundle(packed, Path(scratch)) if packed else None
         tune_unit(unit, make_stand(bundle), Memory(unit, lines), queue.put, lambda: time.time() >= deadline)
 
 
-def _pack(bundle: Path) -> bytes:
-    """manifest.json and lib/, as a tar in memory: workers share no file system with the driver."""
+def pack_bundle(bundle: Path) -> bytes:
+    """manifest.json and the files of lib/, as a zip in memory: workers share no file system with the driver."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:xz", preset=1) as tar:
-        for name in ("manifest.json", "lib"):
-            tar.add(bundle / name, arcname=name)
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
+        for path in (bundle / "manifest.json", *sorted((bundle / "lib").iterdir())):
+            archive.write(path, path.relative_to(bundle))
     return buffer.getvalue()
 
 
-def _unpack(packed: bytes, folder: Path) -> Path:
-    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
-        tar.extractall(folder, filter="data")
+def unpack_bundle(packed: bytes, folder: Path) -> Path:
+    """Files only, all of them below `folder`: zipfile sees to that in every Python, tarfile where it knows filters."""
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        archive.extractall(folder)
     return folder

@@ -6,6 +6,7 @@ import itertools
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Callable
 from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -30,7 +31,8 @@ from prism_gen.runtime.selection import visible_blocks
 from prism_gen.verify import oracle
 from prism_gen.verify.masks import attend_flops, causal_block_mask
 from prism_gen.verify.oracle import token_mask
-from tools.check.attend_speed import time_peer
+from prism_gen.verify.report import Findings
+from tools.check.attend_speed import OURS, Race
 
 
 def problem(
@@ -237,22 +239,42 @@ def test_flashprefill_refuses_lists_that_are_not_its_tiles(tmp_path: Path) -> No
     assert "GPU" in reason(problem((32, 64), heads=(8, 2), head_dim=128, shared=True))
 
 
+def raced(p: Problem, peer: Peer, ours: torch.Tensor) -> Findings:
+    """The peer's findings on `p` beside a call that does nothing and whose output is `ours`."""
+    race = Race(p, lambda: None, ours)
+    race.enter(peer)
+    return race.time_peer(peer)
+
+
 def test_a_sparse_peer_is_timed_and_compared() -> None:
     p = problem()
     mask = token_mask(p.block_mask[None], p.grid)
     peer = Peer("exact", True, lambda _: "", lambda p: lambda: oracle.attend(p.q, p.k, p.v, mask, p.softmax_scale)[0])
     ours = peer.prepare(p)()
-    agreed = time_peer(p, peer, ours)
+    agreed = raced(p, peer, ours)
     assert not agreed.problems
     expected = attend_flops(p.block_mask, p.grid, 64) / agreed.figures["ms"] / 1e9
     assert agreed.figures["tflops"] == pytest.approx(expected, abs=0.051)
-    assert "differs from ours" in time_peer(p, peer, ours * 1.1).problems[0]
+    assert "differs from ours" in raced(p, peer, ours * 1.1).problems[0]
+
+
+def test_a_peer_that_breaks_costs_its_own_figure_alone() -> None:
+    def broken(_: Problem) -> Callable[[], torch.Tensor]:
+        raise RuntimeError("no such kernel")
+
+    p = problem()
+    race = Race(p, lambda: None, torch.zeros_like(p.q))
+    peer = Peer("broken", True, lambda _: "", broken)
+    race.enter(peer)
+    assert race.add_timing(Findings(), OURS, 1.0) > 0
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        race.time_peer(peer)
 
 
 def test_a_dense_peer_counts_dense_flops_and_is_not_compared() -> None:
     p = problem()
     peer = Peer("zeros", False, lambda _: "", lambda p: lambda: torch.zeros_like(p.q))
-    found = time_peer(p, peer, p.q)
+    found = raced(p, peer, p.q)
     assert not found.problems
     dense = 4 * 64 * 4 * (512 * 512 / 2)
     assert found.figures["tflops"] == pytest.approx(dense / found.figures["ms"] / 1e9, rel=0.02, abs=0.051)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from prism_gen.model import ModelSpec
-from prism_gen.runtime import PrismAttention, cuda, reference
-from prism_gen.runtime.cuda import COUNTER_STRIDE, NUM_COUNTERS, CudaBackend, TileCounters
+from prism_gen.runtime import PrismAttention, cuda_stages, reference
+from prism_gen.runtime.cuda import CudaBackend
+from prism_gen.runtime.cuda_stages import COUNTER_STRIDE, NUM_COUNTERS, TileCounters
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.pooled_keys import PooledKeys
 from prism_gen.runtime.reference_pool import pool, pool_chunk
@@ -94,7 +95,7 @@ def counters(monkeypatch: pytest.MonkeyPatch, no_stream: None) -> TileCounters:
     """New ones, of the CPU."""
     made = TileCounters()
     made.reserve(CPU)
-    monkeypatch.setattr(cuda, "TILE_COUNTERS", made)
+    monkeypatch.setattr(cuda_stages, "TILE_COUNTERS", made)
     return made
 
 
@@ -217,7 +218,7 @@ def test_construction_resolves_each_stage_and_binds_it(
 
     monkeypatch.setattr(Bundle, "module", module)
     reserved: list[torch.device] = []
-    monkeypatch.setattr(cuda.TILE_COUNTERS, "reserve", reserved.append)
+    monkeypatch.setattr(cuda_stages.TILE_COUNTERS, "reserve", reserved.append)
     attention = PrismAttention(make_bundle(), "smollm2", 5, block_size=(128, 64))
     assert opened == ["bf16-d64-h32-l48", "d64-h32-l48", "bf16-d64-b128x64"]
     assert (attention.backend.name, attention.device) == ("cuda", torch.device("cuda", 0))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ from rich.console import Console
 
 from prism_gen.errors import ConfigError, DeviceError
 from prism_gen.model import SelectionSpec
+from prism_gen.runtime import load_bundle
 from prism_gen.tune.command import tune
 from prism_gen.tune.execute import Plan, run_local
 from prism_gen.tune.journal import Ended, Journal, Judged, Machine, Timed
 from prism_gen.tune.prepare import make_units, shard
-from prism_gen.tune.ray_executor import run_ray
+from prism_gen.tune.ray_executor import pack_bundle, run_ray, unpack_bundle
 from prism_gen.tune.unit import Memory, Unit, tune_unit, tuned_kernel
 from prism_gen.tuning_table import Shape, TuningTable, read_table
 from tests.cpu.simulated_stand import MakeSimulated, Simulated, no_stand
@@ -217,6 +220,20 @@ def test_shards_are_whole_and_apart(units):
     for text in ("0/3", "4/3", "x", "1"):
         with pytest.raises(ConfigError, match="--shard"):
             shard(units, text)
+
+
+def test_a_bundle_travels_to_a_worker_and_writes_nothing_outside_its_folder(make_bundle, tmp_path):
+    bundle, there = make_bundle(), tmp_path / "there"
+    assert unpack_bundle(pack_bundle(bundle), there) == there
+    assert load_bundle(there).manifest == load_bundle(bundle).manifest
+    assert [path.read_bytes() for path in sorted(there.glob("lib/*"))] == [
+        path.read_bytes() for path in sorted(bundle.glob("lib/*"))
+    ]
+    foreign = io.BytesIO()
+    with zipfile.ZipFile(foreign, "w") as archive:
+        archive.writestr("../outside", b"")
+    unpack_bundle(foreign.getvalue(), tmp_path / "foreign")
+    assert not (tmp_path / "outside").exists()
 
 
 @pytest.mark.slow
