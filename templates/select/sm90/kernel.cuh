@@ -319,7 +319,7 @@ struct SelectKernel {
       }
       if constexpr (kCluster > 1) {
         __syncwarp();  // this warp has read q's fragments, in whose place others will add up sizes
-        if (threadIdx.x % kWarpSize == 0) arrive_at(shared.full);
+        if (cute::elect_one_sync()) arrive_at(shared.full);
         wait_at(shared.full, uint32_t(band));
       } else {
         __syncthreads();
