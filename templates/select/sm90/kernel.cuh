@@ -318,8 +318,7 @@ struct SelectKernel {
                                        both ? warp - step : warp, step);
       }
       if constexpr (kCluster > 1) {
-        __syncwarp();  // this warp has read q's fragments, in whose place others will add up sizes
-        if (cute::elect_one_sync()) arrive_at(shared.full);
+        arrive_at(shared.full);  // this lane has read q's fragments, in whose place others will add up sizes
         wait_at(shared.full, uint32_t(band));
       } else {
         __syncthreads();
@@ -336,7 +335,7 @@ struct SelectKernel {
     auto* rows = reinterpret_cast<float*>(smem + sizeof(SharedStorage));
     if constexpr (kCluster > 1) {
       if (threadIdx.x == 0) {
-        shared.full.init(1 + kWarps);  // thread 0, with the bytes, and every warp of this CTA
+        shared.full.init(1 + kThreads);  // thread 0 once more, with the bytes
         shared.free.init(kCluster * kWarps);
         cutlass::arch::fence_barrier_init();
       }
