@@ -25,7 +25,6 @@ class LongConsumer {
         products_(smem, warp_group) {}
 
   CUTE_DEVICE void run() {
-    if (warp_group_ + 1 == Traits::kWarpGroups) products_.pass_turn();  // to the first
     for (int round = 0; long_work_index(round) < Work::count(params_); ++round) {
       work_ = Work::at(params_, long_work_index(round));
       take(round);
@@ -227,11 +226,12 @@ class LongConsumer {
 
   // Whether any thread of the CTA wants one more pass; tells the loader.
   CUTE_DEVICE bool tell_verdict(bool again) {
+    constexpr int kNamedBarrier = 1;
     uint32_t any;
     asm volatile(
         "{ .reg .pred mine, any; setp.ne.u32 mine, %1, 0;\n\t"
         "barrier.cta.red.or.pred any, %2, %3, mine; selp.u32 %0, 1, 0, any; }"
-        : "=r"(any) : "r"(uint32_t(again)), "n"(int(kAllConsumers)), "n"(Traits::kConsumers) : "memory");
+        : "=r"(any) : "r"(uint32_t(again)), "n"(kNamedBarrier), "n"(Traits::kConsumers) : "memory");
     if (warp_group_ == 0 && thread_ == 0) {
       smem_.again = any;
       arrive_at(smem_.verdict);

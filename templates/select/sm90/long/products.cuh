@@ -28,7 +28,6 @@ class LongProducts {
   template <class Acc>
   CUTE_DEVICE void take(Acc& acc, int slabs) {
     using namespace cute;
-    await_turn();
     auto const operand = [](uint32_t slab, int step) {
       constexpr int kStepBytes = 32;  // 16 halves
       uint64_t const bits = uint64_t(kDescriptorTop) << 32 | (slab + step * kStepBytes / kUnitBytes);
@@ -60,7 +59,6 @@ class LongProducts {
       before = slot;
       k_ring_.advance();
     }
-    pass_turn();
     warpgroup_wait<0>();
     warpgroup_fence_operand(acc);
     release(smem_.k_empty[before]);
@@ -68,8 +66,6 @@ class LongProducts {
 
   // Past a tile that the warp group does not see.
   CUTE_DEVICE void pass_by(int slabs) {
-    await_turn();
-    pass_turn();
     for (int slab = 0; slab < slabs; ++slab) {
       wait_at(smem_.k_full[k_ring_.slot], k_ring_.phase);
       release(smem_.k_empty[k_ring_.slot]);
@@ -77,13 +73,7 @@ class LongProducts {
     }
   }
 
-  // Warp groups ask for their products in turn, so that one's run under what the others make of theirs; together they would wait together.
-  CUTE_DEVICE void pass_turn() const { named_barrier_arrive(kTurn + (warp_group_ + 1) % Traits::kWarpGroups, kTurnThreads); }
-
  private:
-  static constexpr int kTurnThreads = 2 * 128;  // of two warp groups
-  CUTE_DEVICE void await_turn() const { named_barrier(kTurn + warp_group_, kTurnThreads); }
-
   // Matrix descriptors of slabs (PTX ISA, "Matrix descriptor"): lower half the address, upper half the stride from one group of eight rows
   // to the next and the 128-byte swizzle.
   static constexpr uint32_t kUnitBytes = 16;

@@ -23,12 +23,6 @@ CUTE_HOST_DEVICE constexpr int place_in_tile(int column) {
   return index / 2 * 8 + owner * 2 + index % 2;
 }
 
-// Named barriers: of all consumers of a CTA, and from kTurn on one for each warp group.
-enum LongBarrier : int { kAllConsumers = 1, kTurn = 2 };
-
-CUTE_DEVICE void named_barrier(int id, int threads) { asm volatile("barrier.cta.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
-CUTE_DEVICE void named_barrier_arrive(int id, int threads) { asm volatile("barrier.cta.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
-
 // Config: HighBand, LowBand, kHeadDim.
 template <class Config>
 struct LongTraits {
