@@ -12,7 +12,7 @@
 
 namespace prism {
 
-constexpr int64_t kScratchCtas = 264;          // CTAs that share `scratch`: two on each of an H200's 132 SMs
+constexpr int64_t kScratchCtas = 264;  // CTAs that share `scratch`: two on each of an H200's 132 SMs
 
 // How rows of up to 32 * kWords_ key blocks are worked on.
 template <int kWords_, int kTileRows_, int kThreads_, int kCluster_, int kCtasPerSm_, bool kPrepared_ = false>

@@ -70,7 +70,7 @@ struct SelectKernel {
     float row_down[kTileRows];  // undoes the scaling of a row's q mean
     std::conditional_t<kPrepared, NoEnergies, Energies> energies;
     float scales[kMaxHeads][kBands];  // with kPrepared: from a score of a list's head to its logit, but for prefix calibration
-    cutlass::arch::ClusterTransactionBarrier full;  // the scores of a phase have arrived here
+    cutlass::arch::ClusterTransactionBarrier full;  // the scores of a phase have arrived here, and this CTA's lanes have read q's fragments
     cutlass::arch::ClusterBarrier free;             // every warp of the cluster has read the scores of its rows
     Tile tile;                                      // here, because registers are short while scores are computed
   };

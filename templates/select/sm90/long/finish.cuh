@@ -66,7 +66,7 @@ struct ListedRows {
 
   // Adds to the masks what the cut-offs keep of the lists; of ties the first columns.
   CUTE_DEVICE void keep(Cutoff const (&cutoff)[kThreadRows]) const {
-    uint32_t from[kThreadRows];  // values are kept
+    uint32_t from[kThreadRows];  // values from here on are kept
     bool ties[kThreadRows];
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) ties[r] = cutoff[r].ties != kAllTies, from[r] = cutoff[r].value + (ties[r] ? 1u : 0u);
