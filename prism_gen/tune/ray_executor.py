@@ -104,8 +104,9 @@ def pack_bundle(bundle: Path) -> bytes:
     """manifest.json and the files of lib/, as a zip in memory: workers share no file system with the driver."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
-        for path in (bundle / "manifest.json", *sorted((bundle / "lib").iterdir())):
-            archive.write(path, path.relative_to(bundle))
+        for path in (bundle / "manifest.json", *sorted((bundle / "lib").rglob("*"))):
+            if path.is_file():
+                archive.write(path, path.relative_to(bundle))
     return buffer.getvalue()
 
 
