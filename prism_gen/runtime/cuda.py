@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prism_gen.runtime.backend import OWN_FORMAT, Pooled
-from prism_gen.runtime.cuda_stages import CudaStages, empty_lists
+from prism_gen.runtime.cuda_stages import CudaStages
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.pooled_keys import PooledKeys
 from prism_gen.runtime.rules import PAPER_RULES, SelectRules
@@ -70,17 +70,10 @@ class CudaBackend(CudaStages[PoolOutputs]):
         What follows a row's block_counts in block_indices is not written.
         """
         q_mean, k_mean, q_energy, k_energy, grid = pooled
-        rules, device = self._rules, q_mean.device
-        batch, num_q_blocks, num_k_blocks = q_mean.shape[0], q_mean.shape[2], k_mean.shape[2]
-        num_lists = rules.num_lists(q_mean.shape[1], k_mean.shape[1])
-        shape = (batch, num_lists, num_q_blocks)
-        indices, counts, wanted = empty_lists(shape, num_k_blocks, rules.max_blocks, device)
-        probs = None
-        if with_probs:
-            probs = torch.empty(batch, num_lists, 2, num_q_blocks, num_k_blocks, dtype=torch.int32, device=device)
+        rules, chosen = self._rules, self._empty_selection(pooled, num_probs=2 if with_probs else 0)
         heads = (q_mean.shape[1], k_mean.shape[1], int(rules.share == "group"))
-        num_floats = self._scratch_floats(batch, *heads, num_q_blocks, num_k_blocks)
-        scratch = torch.empty(num_floats, dtype=torch.float32, device=device) if num_floats else None
+        num_floats = self._scratch_floats(q_mean.shape[0], *heads, grid.num_q_blocks, grid.num_k_blocks)
+        scratch = torch.empty(num_floats, dtype=torch.float32, device=q_mean.device) if num_floats else None
         self._select(
             q_mean,
             k_mean,
@@ -89,13 +82,13 @@ class CudaBackend(CudaStages[PoolOutputs]):
             thresholds,
             *_sizes(grid),
             *rules.kernel_arguments(),
-            indices,
-            counts,
-            wanted,
-            probs,
+            chosen.block_indices,
+            chosen.block_counts,
+            chosen.wanted_counts,
+            chosen.probs,
             scratch,
         )
-        return Selection(indices, counts, grid, probs, wanted)
+        return chosen
 
 
 def _empty_pooled(x: Tensor, num_blocks: int) -> tuple[Tensor, Tensor]:

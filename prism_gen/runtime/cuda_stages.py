@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -110,6 +110,27 @@ class CudaStages(ABC, Generic[Outputs]):
         self._rotate(*x, q, k_out, *outputs)
         return q, self._pooled(outputs, grid, cache)
 
+    def _empty_selection(self, pooled: Pooled, *, num_probs: int) -> Selection:
+        """A Selection for a kernel to fill; wanted_counts is None where no list can overflow.
+
+        num_probs: distributions of a row; 0: probs are not asked for.
+        """
+        q_mean, k_mean, grid = pooled.q_mean, pooled.k_mean, pooled.grid
+        lists = (q_mean.shape[0], self._rules.num_lists(q_mean.shape[1], k_mean.shape[1]))
+        num_q, num_k, most = grid.num_q_blocks, grid.num_k_blocks, self._rules.max_blocks
+        capacity = num_k if most is None else min(most, num_k)
+
+        def empty(*shape: int) -> Tensor:
+            return torch.empty(*lists, *shape, dtype=torch.int32, device=q_mean.device)
+
+        return Selection(
+            block_indices=empty(num_q, capacity),
+            block_counts=empty(num_q),
+            grid=grid,
+            probs=empty(num_probs, num_q, num_k) if num_probs else None,
+            wanted_counts=empty(num_q) if capacity < num_k else None,
+        )
+
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, selection: Selection, *, softmax_scale: float, return_lse: bool
     ) -> tuple[Tensor, Tensor | None]:
@@ -120,19 +141,3 @@ class CudaStages(ABC, Generic[Outputs]):
         lists = (selection.block_indices, selection.block_counts)
         self._attend(q, k, v, out, lse, *lists, softmax_scale, TILE_COUNTERS.current(q.device))
         return out, lse
-
-
-class Lists(NamedTuple):
-    """Where a kernel writes its lists of blocks. wanted: None where they cannot overflow."""
-
-    indices: Tensor
-    counts: Tensor
-    wanted: Tensor | None
-
-
-def empty_lists(shape: tuple[int, int, int], num_k_blocks: int, max_blocks: int | None, device: torch.device) -> Lists:
-    """Room for lists of shape (batch, num_lists, num_q_blocks), of at most max_blocks (None: all key blocks)."""
-    capacity = num_k_blocks if max_blocks is None else min(max_blocks, num_k_blocks)
-    indices = torch.empty(*shape, capacity, dtype=torch.int32, device=device)
-    counts = torch.empty(shape, dtype=torch.int32, device=device)
-    return Lists(indices, counts, torch.empty_like(counts) if capacity < num_k_blocks else None)

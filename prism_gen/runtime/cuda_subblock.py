@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prism_gen.families.score import TILE_COLUMNS
 from prism_gen.runtime.backend import MeansFormat, Pooled
-from prism_gen.runtime.cuda_stages import CudaStages, empty_lists
+from prism_gen.runtime.cuda_stages import CudaStages
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.pooled_keys import PooledKeys
 from prism_gen.runtime.rules import CUT_KINDS, PAPER_RULES, SelectRules
@@ -83,14 +83,9 @@ class CudaSubBlockBackend(CudaStages[SubpoolOutputs]):
         """See Backend.select; some launches. What follows a row's block_counts in block_indices is not written."""
         q_mean, k_mean, grid = pooled.q_mean, pooled.k_mean, pooled.grid
         rules, fine, device = self._rules, self._sub_blocks, q_mean.device
-        heads = (q_mean.shape[1], k_mean.shape[1])
-        shape = (q_mean.shape[0], rules.num_lists(*heads), grid.num_q_blocks)
-        indices, counts, wanted = empty_lists(shape, grid.num_k_blocks, rules.max_blocks, device)
-        probs = None
-        if with_probs:
-            probs = torch.empty(*shape[:2], 1, *shape[2:], grid.num_k_blocks, dtype=torch.int32, device=device)
+        chosen = self._empty_selection(pooled, num_probs=1 if with_probs else 0)
         sizes = (fine.q, fine.k, grid.seqlen_q, grid.seqlen_k)
-        num_floats = self._scratch_floats(shape[0], *heads, *sizes, device.index)
+        num_floats = self._scratch_floats(*q_mean.shape[:2], k_mean.shape[1], *sizes, device.index)
         self._score(
             q_mean,
             k_mean,
@@ -103,13 +98,13 @@ class CudaSubBlockBackend(CudaStages[SubpoolOutputs]):
             int(fine.reduce == "mean"),
             int(fine.exclude_forced),
             CUT_KINDS.index(rules.cut),
-            indices,
-            counts,
-            wanted,
-            probs,
+            chosen.block_indices,
+            chosen.block_counts,
+            chosen.wanted_counts,
+            chosen.probs,
             torch.empty(num_floats, dtype=torch.float32, device=device),
         )
-        return Selection(indices, counts, grid, probs, wanted)
+        return chosen
 
 
 def _empty_means(x: Tensor, num_means: int) -> Tensor:

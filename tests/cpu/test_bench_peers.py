@@ -15,6 +15,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from prism_gen.bench.figures import OURS
 from prism_gen.bench.peers import (
     Peer,
     Problem,
@@ -32,7 +33,7 @@ from prism_gen.verify import oracle
 from prism_gen.verify.masks import attend_flops, causal_block_mask
 from prism_gen.verify.oracle import token_mask
 from prism_gen.verify.report import Findings
-from tools.check.attend_speed import OURS, Race
+from tools.check.attend_speed import Race
 
 
 def problem(

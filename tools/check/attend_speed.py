@@ -10,6 +10,7 @@ from functools import partial
 
 from torch import Tensor
 
+from prism_gen.bench.figures import OURS
 from prism_gen.bench.peers import Peer, attend_peers, differs, distance
 from prism_gen.bench.timing import REST_S, Timing, host_cost_us, measure, measure_each
 from prism_gen.verify.kernels import Kernel, of_family
@@ -20,7 +21,6 @@ from prism_gen.verify.spots import spot_check
 from tools.check.ceilings import report_ceilings
 from tools.check.options import Options
 
-OURS = "ours"
 # Host cost does not depend on the length, so it is taken where draining the queue of HOST_CALLS launches is quick.
 HOST_CALLS, HOST_MAX_TOKENS = 100, 8192
 # From this length on a launch is long enough for the power limit to slow the chip down, so it is timed rested as well.
