@@ -31,6 +31,7 @@ struct Problem {
 struct Params {
   CUtensorMap q, out;  // [batch, lists, seqlen_q, heads_per_list, head_dim]
   CUtensorMap k, v;    // [batch, num_kv_heads, seqlen_k, head_dim]
+  TensorArg keys;      // K once more, for logits that are computed again when the copy engine's K is gone
   int const* block_indices;
   int const* block_counts;
   float* lse;

@@ -5,9 +5,9 @@
 // So a thread holds two rows (r = 0, 1), each shared by the four threads of a quad.
 //
 // A row's reference point is the largest logit of its first keys, and is not compared with every later one before the
-// exponentials are taken. They are taken against the point at hand, and the largest *result* is watched: probabilities are
-// positive, so that a three-way integer maximum finds it in the issue slots that the special-function unit leaves idle. Only when
-// it shows that the point is too low is the point moved and what was computed brought along.
+// exponentials are taken. They are taken against the point at hand, and the largest sum of eight *results* is watched: sums are
+// wanted anyway and no probability exceeds one that it is in. They are positive, so that an integer maximum of three finds it. Only
+// when it shows that the point is too low is the point moved and what was computed brought along.
 #pragma once
 
 #include <cute/tensor.hpp>
@@ -16,10 +16,12 @@ namespace prism {
 
 struct OnlineSoftmax {
   static constexpr int kRows = 2;  // rows a thread holds
-  // The point moves when a probability exceeds this. Smaller, it moves often: of 64 rows of random logits one outgrows 2 in every
-  // other of 50 steps, 8 in every 25th, and each time the whole warp group waits some 300 cycles. Larger, the largest probability
-  // of a row is rounded to 16 bits beside little else, where it would have been exactly 1: at 8 it is at most 8 / 9 of the sum, and
-  // the error of a row that one key dominates, its output's own rounding included, at most 1.7 times that of moving always.
+  // The point moves when a sum of eight probabilities exceeds this, so that none does. Smaller, it moves often: of 64 rows of random
+  // logits one has a probability above 2 in every other of 50 steps, above 8 in every 18th, a sum of eight above 8 in every 12th, and
+  // each time the whole warp group waits some 300 cycles. Larger, the largest probability of a row is rounded to 16 bits beside little
+  // else, where it would have been exactly 1: at 8 it is at most 8 / 9 of the sum, and the error of a row that one key dominates, its
+  // output's own rounding included, at most 1.7 times that of moving always. (With 10, and with 24 for all of a thread's 16 or 32, one
+  // and two of 211 checks at head_dim 64 had more than twice torch's error.)
   static constexpr float kMostProbability = 8.0f;
   // Beyond this a step's logits are computed again: fp32 ends at 2^128, and a row of a step, 128 times 2^120, still has a finite sum.
   static constexpr float kMostGrowth = 0x1p120f;
@@ -49,10 +51,8 @@ struct OnlineSoftmax {
   __device__ __forceinline__ bool step(Tensor& tS, Recompute const& recompute) {
     if (!all_seen) find_first_references(tS);
     float sum[kRows];
-    int top[kRows];
-    exponentiate(tS, sum, top);
-    bool const grown = __any_sync(~0u, max(top[0], top[1]) > __float_as_int(kMostProbability));
-    if (grown) move_references(tS, sum, top, recompute);
+    bool const grown = __any_sync(~0u, exponentiate(tS, sum) > __float_as_int(kMostProbability));
+    if (grown) move_references(tS, sum, recompute);
     CUTE_UNROLL
     for (int r = 0; r < kRows; ++r) row_sum[r] += sum[r];
     return grown;
@@ -80,23 +80,28 @@ struct OnlineSoftmax {
   }
 
  private:
-  // sum: of this thread's probabilities in each row. top: the largest of them, as the bits of a float.
+  // sum: of this thread's probabilities in each row. Returns the largest sum of eight of them, as the bits of a float.
   template <class Tensor>
-  __device__ __forceinline__ void exponentiate(Tensor& tS, float (&sum)[kRows], int (&top)[kRows]) const {
+  __device__ __forceinline__ int exponentiate(Tensor& tS, float (&sum)[kRows]) const {
+    constexpr int kEight = 8 * kRows;  // elements of the accumulator that hold eight of each row
+    static_assert(decltype(cute::size(tS))::value % kEight == 0);
+    int top = 0;
     CUTE_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      sum[r] = 0.0f;
-      top[r] = 0;
+    for (int start = 0; start < cute::size(tS); start += kEight) {
+      float of_eight[kRows];
+      CUTE_UNROLL
+      for (int i = start; i < start + kEight; i += 2) {
+        int const r = (i / 2) % 2;
+        tS(i) = exp2f(tS(i) * scale_log2 - reference[r]);
+        tS(i + 1) = exp2f(tS(i + 1) * scale_log2 - reference[r]);
+        of_eight[r] = i - start < 2 * kRows ? tS(i) : of_eight[r] + tS(i);
+        of_eight[r] += tS(i + 1);
+      }
+      top = __vimax3_s32(top, __float_as_int(of_eight[0]), __float_as_int(of_eight[1]));
+      CUTE_UNROLL
+      for (int r = 0; r < kRows; ++r) sum[r] = start == 0 ? of_eight[r] : sum[r] + of_eight[r];
     }
-    CUTE_UNROLL
-    for (int i = 0; i < cute::size(tS); i += 2) {
-      int const r = (i / 2) % 2;
-      tS(i) = exp2f(tS(i) * scale_log2 - reference[r]);
-      tS(i + 1) = exp2f(tS(i + 1) * scale_log2 - reference[r]);
-      sum[r] += tS(i);
-      sum[r] += tS(i + 1);
-      top[r] = __vimax3_s32(top[r], __float_as_int(tS(i)), __float_as_int(tS(i + 1)));
-    }
+    return top;
   }
 
   // The largest logit of each row, over the quad that shares it.
@@ -132,16 +137,15 @@ struct OnlineSoftmax {
 
   // Moves the points of rows that have outgrown them, and brings along this step's probabilities and all sums.
   template <class Tensor, class Recompute>
-  __device__ __forceinline__ void move_references(Tensor& tS, float (&sum)[kRows], int (&top)[kRows], Recompute const& recompute) {
+  __device__ __forceinline__ void move_references(Tensor& tS, float (&sum)[kRows], Recompute const& recompute) {
     float largest[kRows];
-    CUTE_UNROLL
-    for (int r = 0; r < kRows; ++r) largest[r] = quad_max(__int_as_float(top[r]));
+    row_max(tS, largest);
     if (__any_sync(~0u, fmaxf(largest[0], largest[1]) > kMostGrowth)) {
       recompute();
       row_max(tS, largest);
       CUTE_UNROLL
       for (int r = 0; r < kRows; ++r) move_reference(r, fmaxf(largest[r] * scale_log2 - reference[r], 0.0f));
-      exponentiate(tS, sum, top);
+      exponentiate(tS, sum);
     } else {
       CUTE_UNROLL
       for (int r = 0; r < kRows; ++r) {

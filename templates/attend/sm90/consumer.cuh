@@ -201,15 +201,17 @@ class Consumer {
     return soften(k_slot, step, softmax, tSrS);
   }
 
-  // Mask and softmax of the S at hand. K is given back only then, because the softmax may want S again.
+  // Mask and softmax of the S at hand, whose K is given back: at once where that lets another team's products start, and where warp
+  // groups take turns after the exponentials, which all wait for.
   template <class Softmax, class S>
   __device__ __forceinline__ bool soften(int k_slot, Step const& step, Softmax& softmax, S& tSrS) {
+    if constexpr (!kTurns) release(k_slot);
     mask(tSrS, step);
     bool const rescale = softmax.step(tSrS, [&] {
-      recompute(k_slot, tSrS);
+      recompute(step, tSrS);
       mask(tSrS, step);
     });
-    release(k_slot);
+    if constexpr (kTurns) release(k_slot);
     return rescale;
   }
 
@@ -284,31 +286,42 @@ class Consumer {
     issue_gemm<true>(mma_pv_, tOrP, tOdV, tOrO);
   }
 
-  // S once more, on plain fp32 arithmetic: its place may hold only infinities by now, and a single warp cannot issue wgmma. For rows
-  // whose logits leap by more than 83 (softmax's units) in one step; slow, and hardly ever run.
+  // S once more, on plain fp32 arithmetic and from K in global memory: its place may hold only infinities by now, K is given back, and
+  // a single warp cannot issue wgmma. For rows whose logits leap by more than 83 (softmax's units) in one step; slow, and hardly ever
+  // run. Keys that the mask hides are left at 0.
   template <class S>
-  __device__ __forceinline__ void recompute(int k_slot, S& tSrS) const {
+  __device__ __forceinline__ void recompute(Step const& step, S& tSrS) const {
     using cute::_;
+    Tile const& tile = smem_.tiles[q_ring_.slot];
     auto const sQ = q_tiles()(_, _, q_ring_.slot);
-    auto const sK = k_tiles()(_, _, k_slot);
+    auto const* const head = static_cast<Element const*>(params_.keys.ptr) + tile.batch * params_.keys.batch_stride +
+                             params_.lists_divmod.divide(tile.list) * params_.keys.head_stride;
     #pragma unroll 1
     for (int j = 0; j < int(cute::size(tSrS)); ++j) {
       int const row = row_in_tile() + 8 * ((j / 2) % 2), column = 8 * (j / 4) + 2 * (thread_ % 4) + j % 2;
+      int packed = step.entries[0].packed;  // one after the other: an array indexed at run time would lie in local memory
+      CUTE_UNROLL
+      for (int e = 1; e < Traits::kEntriesPerStep; ++e) packed = column < e * Traits::kEntryTokens ? packed : step.entries[e].packed;
+      Entry const entry{packed};
+      int const key = entry.index() * Traits::kEntryTokens + column % Traits::kEntryTokens;
       float sum = 0.0f;
-      #pragma unroll 1
-      for (int d = 0; d < Traits::kHeadDim; ++d) sum += float(Element(sQ(row, d))) * float(Element(sK(column, d)));
+      if (entry.exists() && key < params_.seqlen_q + params_.prefix) {
+        Element const* const from = head + key * params_.keys.row_stride;
+        #pragma unroll 1
+        for (int d = 0; d < Traits::kHeadDim; ++d) sum += float(Element(sQ(row, d))) * float(from[d]);
+      }
       CUTE_UNROLL
       for (int i = 0; i < cute::size(tSrS); ++i) tSrS(i) = i == j ? sum : tSrS(i);
     }
   }
 
-  // Bottom-right causal, only where a step reaches past what this warp group's first row sees; a missing entry is hidden
-  // whole. The length of K needs no mask of its own: no valid row sees past it.
+  // Bottom-right causal, only where a step reaches past what the tile's first row sees; a missing entry is hidden whole. The length of
+  // K needs no mask of its own: no valid row sees past it.
   template <class S>
   __device__ __forceinline__ void mask(S& tSrS, Step const& step) const {
     constexpr int kTokens = Traits::kEntryTokens;
+    if (!step.masked()) return;
     int const first_row_sees = position0_ + params_.prefix;
-    if (step.whole() && (step.highest() + 1) * kTokens - 1 <= first_row_sees) return;
     int last_visible[Traits::kEntriesPerStep][2];  // in the entry, of this thread's two rows and its first column
     CUTE_UNROLL
     for (int e = 0; e < Traits::kEntriesPerStep; ++e) {

@@ -57,6 +57,7 @@ cudaError_t make_params(Params& params, Problem const& p, int num_teams) {
   int const num_q_tiles = (p.seqlen_q + Traits::kTilePositions - 1) / Traits::kTilePositions;
   int const num_kv_slots = p.batch * p.num_kv_heads;
   int const section_slots = int(std::min<int64_t>(std::max<int64_t>(1, kL2Bytes / kv_bytes_per_head), num_kv_slots));
+  params.keys = p.k;
   params.block_indices = p.block_indices;
   params.block_counts = p.block_counts;
   params.lse = p.lse;

@@ -13,16 +13,17 @@ namespace prism::attend {
 
 using namespace cute;
 
-// One entry of a tile's list: a key block (or a part of one that is wider than a step), whether it is in the tile's last step, and
-// which warp groups selected it.
+// One entry of a tile's list: a key block (or a part of one that is wider than a step), whether some row of the tile does not see all
+// of it, whether it is in the tile's last step, and which warp groups selected it.
 struct Entry {
   int packed;
-  __device__ __forceinline__ static Entry make(int index, bool last, int warp_groups) {
-    return {(index << 3) | (int(last) << 2) | warp_groups};
+  __device__ __forceinline__ static Entry make(int index, bool masked, bool last, int warp_groups) {
+    return {(index << 4) | (int(masked) << 3) | (int(last) << 2) | warp_groups};
   }
   __device__ __forceinline__ static Entry none() { return {-1}; }
   __device__ __forceinline__ bool exists() const { return packed >= 0; }
-  __device__ __forceinline__ int index() const { return packed >> 3; }
+  __device__ __forceinline__ int index() const { return packed >> 4; }
+  __device__ __forceinline__ bool masked() const { return packed & 8; }  // also where it does not exist
   __device__ __forceinline__ bool last() const { return packed & 4; }
   __device__ __forceinline__ bool selected_by(int warp_group) const { return (packed >> warp_group) & 1; }
 };
@@ -33,12 +34,11 @@ struct Step {
   Entry entries[kEntries];
   __device__ __forceinline__ bool last() const { return entries[0].last(); }
   __device__ __forceinline__ bool selected_by(int warp_group) const { return entries[0].selected_by(warp_group); }
-  __device__ __forceinline__ bool whole() const { return entries[kEntries - 1].exists(); }
-  __device__ __forceinline__ int highest() const {
-    int result = entries[0].index();
+  __device__ __forceinline__ bool masked() const {
+    int any = 0;
     CUTE_UNROLL
-    for (int i = 1; i < kEntries; ++i) result = max(result, entries[i].index());
-    return result;
+    for (int i = 0; i < kEntries; ++i) any |= entries[i].packed;
+    return Entry{any}.masked();
   }
 };
 

@@ -79,7 +79,7 @@ class Walker {
       list.remaining -= entries;
       bool const last = list.remaining == 0;
       bool const in_last_step = last && lane_ / kStep == (entries - 1) / kStep;
-      emit(tile, Entry::make(list.held, in_last_step, kAllWarpGroups), first, last, entries);
+      emit(tile, Entry::make(list.held, masked(tile, list.held), in_last_step, kAllWarpGroups), first, last, entries);
       first = false;
     } while (list.remaining > 0);
   }
@@ -101,7 +101,8 @@ class Walker {
         if (take_a) take(a, a_taken);
         if (take_b) take(b, b_taken);
         bool const last = a.remaining + b.remaining == 0;
-        if (lane_ == entries) mine = Entry::make(max(block_a, block_b), last, int(take_a) | (int(take_b) << 1));
+        int const block = max(block_a, block_b);
+        if (lane_ == entries) mine = Entry::make(block, masked(tile, block), last, int(take_a) | (int(take_b) << 1));
         ++entries;
       }
       emit(tile, mine, first, a.remaining + b.remaining == 0, entries);
@@ -115,6 +116,11 @@ class Walker {
       list.load(lane_);
       taken = 0;
     }
+  }
+
+  // Whether an entry reaches past what the tile's first row sees.
+  __device__ __forceinline__ bool masked(TileCoord const& tile, int index) const {
+    return (index + 1) * Traits::kEntryTokens - 1 > Traits::first_position(tile.q_tile, 0, 0) + params_.prefix;
   }
 
   // entry: this lane's entry of the chunk, meaningful in the first `entries` lanes.
