@@ -5,9 +5,8 @@
 // So a thread holds two rows (r = 0, 1), each shared by the four threads of a quad.
 //
 // A row's reference point is the largest logit of its first keys, and is not compared with every later one before the
-// exponentials are taken. They are taken against the point at hand, and the largest sum of eight *results* is watched: sums are
-// wanted anyway and no probability exceeds one that it is in. They are positive, so that an integer maximum of three finds it. Only
-// when it shows that the point is too low is the point moved and what was computed brought along.
+// exponentials are taken. They are taken against the point at hand, and their *sum* is watched, which is wanted anyway and which none
+// of them exceeds. Only when it shows that the point is too low is the point moved and what was computed brought along.
 #pragma once
 
 #include <cute/tensor.hpp>
@@ -16,19 +15,20 @@ namespace prism {
 
 struct OnlineSoftmax {
   static constexpr int kRows = 2;  // rows a thread holds
-  // The point moves when a sum of eight probabilities exceeds this, so that none does. Smaller, it moves often: of 64 rows of random
-  // logits one has a probability above 2 in every other of 50 steps, above 8 in every 18th, a sum of eight above 8 in every 12th, and
-  // each time the whole warp group waits some 300 cycles. Larger, the largest probability of a row is rounded to 16 bits beside little
-  // else, where it would have been exactly 1: at 8 it is at most 8 / 9 of the sum, and the error of a row that one key dominates, its
-  // output's own rounding included, at most 1.7 times that of moving always. (With 10, and with 24 for all of a thread's 16 or 32, one
-  // and two of 211 checks at head_dim 64 had more than twice torch's error.)
-  static constexpr float kMostProbability = 8.0f;
+  // The point moves when a thread's probabilities of a step add up to more than this beside what the row has come to before. Moved
+  // always, a row's largest probability is exactly 1; moved seldom, it is rounded to 16 bits, which shows where the rest of the row is
+  // small: it is at most 5/6 of the sum. A row's first step is free, where no probability exceeds 1. Of 64 rows of random logits one
+  // moves once in a tile's steps or not at all, and each time the warp group waits for 450 to 1000 cycles. (A largest probability of 8
+  // whatever the sum moved 2 to 6 times; sums of up to 24 had more than twice torch's error in 2 of 48 cases.)
+  static constexpr float kMostGrowth = 4.0f;
+  static constexpr float kMostSum = 0x1p15f;  // however much the row has come to: fp16 ends at 65504
   // Beyond this a step's logits are computed again: fp32 ends at 2^128, and a row of a step, 128 times 2^120, still has a finite sum.
-  static constexpr float kMostGrowth = 0x1p120f;
+  static constexpr float kMostFinite = 0x1p120f;
 
   float scale_log2;        // softmax_scale * log2(e)
   float reference[kRows];  // the point that exponents are counted from, log2 units; 0 until the row has seen a key
   float row_sum[kRows];    // this thread's share; the quad is summed once, at the end
+  float allowed[kRows];    // what this thread's probabilities of a step may add up to
   float o_scale[kRows];    // what the output accumulator must be multiplied by after a step that returned true
   bool seen[kRows];        // whether the row has seen a key
   bool all_seen;           // whether every row of this warp has
@@ -40,6 +40,7 @@ struct OnlineSoftmax {
     for (int r = 0; r < kRows; ++r) {
       reference[r] = 0.0f;
       row_sum[r] = 0.0f;
+      allowed[r] = INFINITY;  // no probability of a row's first keys exceeds 1
       seen[r] = false;
     }
     all_seen = false;
@@ -51,10 +52,14 @@ struct OnlineSoftmax {
   __device__ __forceinline__ bool step(Tensor& tS, Recompute const& recompute) {
     if (!all_seen) find_first_references(tS);
     float sum[kRows];
-    bool const grown = __any_sync(~0u, exponentiate(tS, sum) > __float_as_int(kMostProbability));
+    exponentiate(tS, sum);
+    bool const grown = __any_sync(~0u, sum[0] > allowed[0] || sum[1] > allowed[1]);
     if (grown) move_references(tS, sum, recompute);
     CUTE_UNROLL
-    for (int r = 0; r < kRows; ++r) row_sum[r] += sum[r];
+    for (int r = 0; r < kRows; ++r) {
+      row_sum[r] += sum[r];
+      allowed[r] = fminf(kMostGrowth + row_sum[r], kMostSum);
+    }
     return grown;
   }
 
@@ -80,28 +85,17 @@ struct OnlineSoftmax {
   }
 
  private:
-  // sum: of this thread's probabilities in each row. Returns the largest sum of eight of them, as the bits of a float.
+  // sum: of this thread's probabilities in each row.
   template <class Tensor>
-  __device__ __forceinline__ int exponentiate(Tensor& tS, float (&sum)[kRows]) const {
-    constexpr int kEight = 8 * kRows;  // elements of the accumulator that hold eight of each row
-    static_assert(decltype(cute::size(tS))::value % kEight == 0);
-    int top = 0;
+  __device__ __forceinline__ void exponentiate(Tensor& tS, float (&sum)[kRows]) const {
     CUTE_UNROLL
-    for (int start = 0; start < cute::size(tS); start += kEight) {
-      float of_eight[kRows];
-      CUTE_UNROLL
-      for (int i = start; i < start + kEight; i += 2) {
-        int const r = (i / 2) % 2;
-        tS(i) = exp2f(tS(i) * scale_log2 - reference[r]);
-        tS(i + 1) = exp2f(tS(i + 1) * scale_log2 - reference[r]);
-        of_eight[r] = i - start < 2 * kRows ? tS(i) : of_eight[r] + tS(i);
-        of_eight[r] += tS(i + 1);
-      }
-      top = __vimax3_s32(top, __float_as_int(of_eight[0]), __float_as_int(of_eight[1]));
-      CUTE_UNROLL
-      for (int r = 0; r < kRows; ++r) sum[r] = start == 0 ? of_eight[r] : sum[r] + of_eight[r];
+    for (int i = 0; i < cute::size(tS); i += 2) {
+      int const r = (i / 2) % 2;
+      tS(i) = exp2f(tS(i) * scale_log2 - reference[r]);
+      tS(i + 1) = exp2f(tS(i + 1) * scale_log2 - reference[r]);
+      sum[r] = i < 2 * kRows ? tS(i) : sum[r] + tS(i);
+      sum[r] += tS(i + 1);
     }
-    return top;
   }
 
   // The largest logit of each row, over the quad that shares it.
@@ -140,7 +134,7 @@ struct OnlineSoftmax {
   __device__ __forceinline__ void move_references(Tensor& tS, float (&sum)[kRows], Recompute const& recompute) {
     float largest[kRows];
     row_max(tS, largest);
-    if (__any_sync(~0u, fmaxf(largest[0], largest[1]) > kMostGrowth)) {
+    if (__any_sync(~0u, fmaxf(largest[0], largest[1]) > kMostFinite)) {
       recompute();
       row_max(tS, largest);
       CUTE_UNROLL
