@@ -117,4 +117,8 @@ LISTS = (
 )
 ATTEND_CASES = (*RAGGED, *PREFIXED, *GROUPS, *LISTS)
 QUICK_CASES = (RAGGED[0], RAGGED[7], PREFIXED[3], GROUPS[4], LISTS[1], LISTS[2], LISTS[5])
-SANITIZER_CASES = (Case(129, 129, num_q_heads=2, num_kv_heads=1), Case(100, 300, num_q_heads=2, mask="scattered"))
+SANITIZER_CASES = (
+    Case(129, 129, num_q_heads=2, num_kv_heads=1),
+    Case(100, 300, num_q_heads=2, mask="scattered"),
+    Case(100, 300, num_q_heads=2, mask="all", gain=1000.0),  # logits computed again, from keys read once more
+)

@@ -166,9 +166,9 @@ def test_the_sanitizer_s_worker_judges_what_comes_back(tmp_path: Path) -> None:
     report = Report("sanitized", tmp_path / "o.jsonl", CPU)
     sanitizer.run_sanitized(reference_kernels(), report, CPU)
     assert report.failed == 0
-    # A pool also runs in chunks.
-    runs = {"pool": 4, "rotate": 2, "attend": 2, "select": len(SANITIZER_SELECT_CASES)}
-    runs |= {"subpool": 2, "score": len(SANITIZER_SUB_BLOCK_CASES)}
+    every = len(cases.SANITIZER_CASES)
+    runs = {"pool": 2 * every, "rotate": every, "attend": every, "subpool": every}  # a pool also runs in chunks
+    runs |= {"select": len(SANITIZER_SELECT_CASES), "score": len(SANITIZER_SUB_BLOCK_CASES)}
     kernels = [kernel for kernel in reference_kernels() if kernel.dtype == torch.bfloat16]
     assert report.written == sum(runs[kernel.spec.family] for kernel in kernels)
 
