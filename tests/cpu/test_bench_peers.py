@@ -27,6 +27,7 @@ from prism_gen.bench.peers import (
     prism_unavailable,
     split_diagonal,
 )
+from prism_gen.bench.timing import MIN_RUNS
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.selection import visible_blocks
 from prism_gen.verify import oracle
@@ -270,6 +271,26 @@ def test_a_peer_that_breaks_costs_its_own_figure_alone() -> None:
     assert race.add_timing(Findings(), OURS, 1.0) > 0
     with pytest.raises(RuntimeError, match="no such kernel"):
         race.time_peer(peer)
+
+
+def test_a_peer_that_breaks_while_it_is_timed_leaves_the_others_their_figures() -> None:
+    left = iter(range(3))  # the call that enters, one that warms up, and one more
+
+    def breaks() -> torch.Tensor:
+        if next(left, None) is None:
+            raise RuntimeError("out of memory")
+        return torch.zeros_like(p.q)
+
+    p = problem()
+    race = Race(p, lambda: None, torch.zeros_like(p.q))
+    breaking = Peer("breaking", True, lambda _: "", lambda _: breaks)
+    other = Peer("other", False, lambda _: "", lambda p: lambda: torch.zeros_like(p.q))
+    for peer in (breaking, other):
+        race.enter(peer)
+    assert race.add_timing(Findings(), OURS, 1.0) > 0
+    with pytest.raises(RuntimeError, match="out of memory"):
+        race.time_peer(breaking)
+    assert race.time_peer(other).figures["runs"] == MIN_RUNS
 
 
 def test_a_dense_peer_counts_dense_flops_and_is_not_compared() -> None:

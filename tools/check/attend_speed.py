@@ -39,26 +39,41 @@ class Race:
         self._times: dict[str, tuple[float, ...]] = {}
 
     def enter(self, peer: Peer) -> None:
-        """Prepares a peer and calls it once; what it raises there costs its own record alone."""
+        """Prepares a peer and calls it once; what it raises, there or when it is timed, costs its own record alone."""
         try:
             call = peer.prepare(self.problem)
             self._outputs[peer.name] = call()
-            self._calls[peer.name] = call
+            self._calls[peer.name] = partial(self._call_peer, peer.name, call)
         except Exception as error:  # every kind of failure of a peer is a finding
             self._failed[peer.name] = error
 
-    def add_timing(self, found: Findings, name: str, flops: float) -> float:
-        """Times of one of the calls: back to back, and long ones rested as well. Returns the TFLOP/s back to back."""
+    def _call_peer(self, name: str, call: Callable[[], object]) -> None:
+        """A call of a peer; nothing once it has failed, so that the others are timed to the end."""
+        if name not in self._failed:
+            try:
+                call()
+            except Exception as error:
+                self._failed[name] = error
+
+    def _require_alive(self, name: str) -> None:
         if name in self._failed:
             raise self._failed[name]
+
+    def add_timing(self, found: Findings, name: str, flops: float) -> float:
+        """Times of one of the calls: back to back, and long ones rested as well. Returns the TFLOP/s back to back.
+
+        Raises: what the peer of that name raised.
+        """
         device = self.problem.q.device
         if not self._times:
             self._times = measure_each(self._calls, device)
+        self._require_alive(name)
         timing = Timing.of(self._times[name])
         tflops = flops / timing.median_ms / 1e9
         found.figures.update(timing.record(), tflops=round(tflops, 1))
         if device.type == "cuda" and self.problem.grid.seqlen_q >= RESTED_MIN_TOKENS:
             rested = measure(self._calls[name], device, rest_s=REST_S)
+            self._require_alive(name)
             found.figures["rested_ms"] = round(rested.median_ms, 5)
             found.figures["rested_tflops"] = round(flops / rested.median_ms / 1e9, 1)
         return tflops
