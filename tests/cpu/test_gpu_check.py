@@ -173,9 +173,20 @@ def test_the_sanitizer_s_worker_judges_what_comes_back(tmp_path: Path) -> None:
     assert report.written == sum(runs[kernel.spec.family] for kernel in kernels)
 
 
+STEP_READ_AND_WRITTEN = """
+========= Error: Race reported between Read access at prism::attend::Consumer<prism::attend::Traits<Config>>::wait_step(const prism::Ring<(int)9> &) const+0x7d0 in consumer.cuh:435
+=========     and Write access at prism::attend::Loader<prism::attend::Traits<Config>>::run()+0xe120 in loader.cuh:42 [4 hazards]
+"""  # noqa: E501
+ONE_RACE = "========= RACECHECK SUMMARY: 1 hazards displayed (1 errors, 0 warnings)"
+
+
 @pytest.mark.parametrize(
     ("printed", "status", "failed"),
     [
+        (STEP_READ_AND_WRITTEN + ONE_RACE, 86, False),
+        (STEP_READ_AND_WRITTEN.replace("wait_step", "await_tile") + ONE_RACE, 86, True),
+        (STEP_READ_AND_WRITTEN + ONE_RACE.replace("1", "2"), 86, True),
+        (STEP_READ_AND_WRITTEN + ONE_RACE, 3, True),
         ("========= ERROR SUMMARY: 0 errors", 0, False),
         ("========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)", 0, False),
         ("========= ERROR SUMMARY: 3 errors", 86, True),
