@@ -40,19 +40,23 @@ struct OnlineSoftmax {
     for (int r = 0; r < kRows; ++r) {
       reference[r] = 0.0f;
       row_sum[r] = 0.0f;
-      allowed[r] = INFINITY;  // no probability of a row's first keys exceeds 1
+      allowed[r] = 0.0f;
       seen[r] = false;
     }
     all_seen = false;
   }
 
-  // Turns logits into unnormalised probabilities in place; hidden logits are -inf. recompute() puts the logits back.
-  // Returns true if the output accumulator must be rescaled by o_scale.
-  template <class Tensor, class Recompute>
-  __device__ __forceinline__ bool step(Tensor& tS, Recompute const& recompute) {
+  struct Nothing {
+    __device__ __forceinline__ void operator()(int) const {}
+  };
+
+  // Turns logits into unnormalised probabilities in place; hidden logits are -inf. recompute() puts the logits back; among(n) is
+  // called behind the n-th pair of exponentials. Returns true if the output accumulator must be rescaled by o_scale.
+  template <class Tensor, class Recompute, class Among>
+  __device__ __forceinline__ bool step(Tensor& tS, Recompute const& recompute, Among const& among) {
     if (!all_seen) find_first_references(tS);
     float sum[kRows];
-    exponentiate(tS, sum);
+    exponentiate(tS, sum, among);
     bool const grown = __any_sync(~0u, sum[0] > allowed[0] || sum[1] > allowed[1]);
     if (grown) move_references(tS, sum, recompute);
     CUTE_UNROLL
@@ -86,8 +90,8 @@ struct OnlineSoftmax {
 
  private:
   // sum: of this thread's probabilities in each row.
-  template <class Tensor>
-  __device__ __forceinline__ void exponentiate(Tensor& tS, float (&sum)[kRows]) const {
+  template <class Tensor, class Among>
+  __device__ __forceinline__ void exponentiate(Tensor& tS, float (&sum)[kRows], Among const& among) const {
     CUTE_UNROLL
     for (int i = 0; i < cute::size(tS); i += 2) {
       int const r = (i / 2) % 2;
@@ -95,6 +99,7 @@ struct OnlineSoftmax {
       tS(i + 1) = exp2f(tS(i + 1) * scale_log2 - reference[r]);
       sum[r] = i < 2 * kRows ? tS(i) : sum[r] + tS(i);
       sum[r] += tS(i + 1);
+      among(i / 2);
     }
   }
 
@@ -124,6 +129,7 @@ struct OnlineSoftmax {
       if (!seen[r] && largest[r] > -INFINITY) {
         reference[r] = largest[r] * scale_log2;
         seen[r] = true;
+        allowed[r] = INFINITY;  // no probability of a row's first keys exceeds 1
       }
     }
     all_seen = __all_sync(~0u, seen[0] && seen[1]);
@@ -139,7 +145,7 @@ struct OnlineSoftmax {
       row_max(tS, largest);
       CUTE_UNROLL
       for (int r = 0; r < kRows; ++r) move_reference(r, fmaxf(largest[r] * scale_log2 - reference[r], 0.0f));
-      exponentiate(tS, sum);
+      exponentiate(tS, sum, Nothing{});
     } else {
       CUTE_UNROLL
       for (int r = 0; r < kRows; ++r) {

@@ -37,6 +37,12 @@ class Consumer {
 
   static constexpr int kNoSlot = -1;
 
+  // K-steps of P V, and how many of them are issued among the exponentials: the first behind one pair, each other so many pairs later;
+  // ptxas spreads them further. Four among them starved the tensor cores; at head_dim 256 registers are short, and lists that are merged
+  // were not measured.
+  static constexpr int kPvSteps = Traits::kTileN / 16;
+  static constexpr int kPvStepsAmong = kOneList && Traits::kHeadDim <= 128 ? 2 : 0, kPairsBetween = 2;
+
   // The first step of a tile, whose Q K^T is issued, and the slot of its K.
   struct Opened {
     Step step;
@@ -124,7 +130,7 @@ class Consumer {
   __device__ __forceinline__ void walk_one(Opened const& opened, Softmax& softmax, Q& tOrQ, S& tSrS, P& tOrP, O& tOrO) {
     Step step = opened.step;
     if constexpr (Traits::kQInRegisters) read_q(tOrQ);
-    soften(opened.k_slot, step, softmax, tSrS);
+    soften(opened.k_slot, step, softmax, tSrS, OnlineSoftmax::Nothing{});
     bool rescale = false;  // O is still zero
     release_stored();
     int v_slot = kNoSlot;
@@ -183,34 +189,46 @@ class Consumer {
   __device__ __forceinline__ bool start(int k_slot, Step const& step, Softmax& softmax, S& tSrS) {
     issue_qk(k_slot, tSrS);
     cute::warpgroup_wait<0>();
-    return soften(k_slot, step, softmax, tSrS);
+    return soften(k_slot, step, softmax, tSrS, OnlineSoftmax::Nothing{});
   }
 
   // Q K^T of this step, and behind it O += P V of the previous one; the softmax of this step runs under that second product,
   // which is waited for by settle() at the head of the next step. (Waited for in the same basic block, ptxas moves the wait
-  // above the exponentials that it should hide.) Returns whether O must be rescaled.
+  // above the exponentials that it should hide.) Issuing a product holds a warp up until the one before is done, so the last ones of
+  // P V are issued among the exponentials. Returns whether O must be rescaled.
   template <class Softmax, class Q, class S, class P, class O>
   __device__ __forceinline__ bool overlap(int k_slot, Slot const& v, Step const& step, Softmax& softmax, Q& tOrQ, S& tSrS, P& tOrP,
                                           O& tOrO) {
     if constexpr (kTurns) await_turn();
     if constexpr (Traits::kQInRegisters) issue_qk(k_slot, tOrQ, tSrS);
     else issue_qk(k_slot, tSrS);
-    issue_pv(v, tOrP, tOrO);
+    if constexpr (kPvStepsAmong == 0) issue_pv(v, tOrP, tOrO);
+    else issue_pv<kPvSteps - kPvStepsAmong>(v, 0, tOrP, tOrO);
     if constexpr (kTurns) pass_turn(warp_group_ ^ 1);
     cute::warpgroup_wait<1>();
-    return soften(k_slot, step, softmax, tSrS);
+    if constexpr (kPvStepsAmong == 0) {
+      return soften(k_slot, step, softmax, tSrS, OnlineSoftmax::Nothing{});
+    } else {
+      return soften(k_slot, step, softmax, tSrS, [&](int pair) {
+        int const among = pair / kPairsBetween;
+        if (pair % kPairsBetween == 0 && among < kPvStepsAmong) {
+          issue_pv<1>(v, kPvSteps - kPvStepsAmong + among, tOrP, tOrO);
+        }
+      });
+    }
   }
 
   // Mask and softmax of the S at hand, whose K is given back: at once where that lets another team's products start, and where warp
-  // groups take turns after the exponentials, which all wait for.
-  template <class Softmax, class S>
-  __device__ __forceinline__ bool soften(int k_slot, Step const& step, Softmax& softmax, S& tSrS) {
+  // groups take turns after the exponentials, which all wait for. among: as OnlineSoftmax::step() takes it.
+  template <class Softmax, class S, class Among>
+  __device__ __forceinline__ bool soften(int k_slot, Step const& step, Softmax& softmax, S& tSrS, Among const& among) {
     if constexpr (!kTurns) release(k_slot);
     mask(tSrS, step);
-    bool const rescale = softmax.step(tSrS, [&] {
+    auto const restore = [&] {
       recompute(step, tSrS);
       mask(tSrS, step);
-    });
+    };
+    bool const rescale = softmax.step(tSrS, restore, among);
     if constexpr (kTurns) release(k_slot);
     return rescale;
   }
@@ -284,6 +302,24 @@ class Consumer {
     auto tOdV = mma_pv_.get_slice(thread_).partition_fragment_B(v_tiles())(_, _, _, v.slot);
     wait(v);
     issue_gemm<true>(mma_pv_, tOrP, tOdV, tOrO);
+  }
+
+  // kSteps of its k-steps, as a batch of their own.
+  template <int kSteps, class P, class O>
+  __device__ __forceinline__ void issue_pv(Slot const& v, int first, P& tOrP, O& tOrO) {
+    using namespace cute;
+    auto const tOdV = mma_pv_.get_slice(thread_).partition_fragment_B(v_tiles())(_, _, _, v.slot);
+    if (first == 0) wait(v);
+    auto tOrPSteps = k_steps<kSteps>(tOrP, first);
+    issue_gemm<true>(mma_pv_, tOrPSteps, k_steps<kSteps>(tOdV, first), tOrO);
+  }
+
+  // kSteps of a fragment's k-steps.
+  template <int kSteps, class Fragment>
+  static __device__ __forceinline__ auto k_steps(Fragment&& fragment, int first) {
+    using cute::_;
+    auto const from = cute::domain_offset(cute::make_coord(0, 0, first), fragment);
+    return cute::make_tensor(from.data(), cute::composition(from.layout(), cute::make_tile(_, _, cute::Int<kSteps>{})));
   }
 
   // S once more, on plain fp32 arithmetic and from K in global memory: its place may hold only infinities by now, K is given back, and
