@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-MIN_RUNS = 7  # a figure counts as the median of at least seven runs (docs/performance.md, Reporting)
+MIN_RUNS = 7  # a figure counts as the median of at least seven runs (benchmarks/results/README.md)
 REST_S = 0.1  # seconds, several hundred times a launch; 0.15 gave the same figures on an H200
 # Before a run that is timed in turn with others the GPU is kept busy for longer than the host takes to launch it: in a
 # model launches queue up too, and a peer that takes .3 ms of Python would seem twice as slow at 8K tokens.
