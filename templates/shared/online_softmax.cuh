@@ -15,11 +15,12 @@ namespace prism {
 
 struct OnlineSoftmax {
   static constexpr int kRows = 2;  // rows a thread holds
-  // The point moves when a thread's probabilities of a step add up to more than this beside what the row has come to before. Moved
-  // always, a row's largest probability is exactly 1; moved seldom, it is rounded to 16 bits, which shows where the rest of the row is
-  // small: it is at most 5/6 of the sum. A row's first step is free, where no probability exceeds 1. Of 64 rows of random logits one
-  // moves once in a tile's steps or not at all, and each time the warp group waits for 450 to 1000 cycles. (A largest probability of 8
-  // whatever the sum moved 2 to 6 times; sums of up to 24 had more than twice torch's error in 2 of 48 cases.)
+  // The point moves when a thread's probabilities of a step add up to more than this beside what the thread has added up of the row
+  // before. Moved always, a row's largest probability is exactly 1; moved seldom, it is rounded to 16 bits, which shows where the rest of
+  // the row is small: it is at most 5/6 of the sum. (A thread that holds the reference has at least 1 and may add 5; another may add
+  // 4 + s beside 1 + s.) A row's first keys are free, since none exceeds 1. Of 64 rows of random logits one moves once or twice in a
+  // tile's steps, and each time the warp group waits for 450 to 1000 cycles. (A largest probability of 8 whatever the sum moved 2 to 6
+  // times; sums of up to 24 had more than twice torch's error in 2 of 48 cases.)
   static constexpr float kMostGrowth = 4.0f;
   static constexpr float kMostSum = 0x1p15f;  // however much the row has come to: fp16 ends at 65504
   // Beyond this a step's logits are computed again: fp32 ends at 2^128, and a row of a step, 128 times 2^120, still has a finite sum.

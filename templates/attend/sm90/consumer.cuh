@@ -38,8 +38,8 @@ class Consumer {
   static constexpr int kNoSlot = -1;
 
   // K-steps of P V, and how many of them are issued among the exponentials: the first behind one pair, each other so many pairs later;
-  // ptxas spreads them further. Four among them starved the tensor cores; at head_dim 256 registers are short, and lists that are merged
-  // were not measured.
+  // ptxas spreads them further. Four among them starved the tensor cores. At head_dim 256 registers are short; head_dim 192 and lists that
+  // are merged were not measured.
   static constexpr int kPvSteps = Traits::kTileN / 16;
   static constexpr int kPvStepsAmong = kOneList && Traits::kHeadDim <= 128 ? 2 : 0, kPairsBetween = 2;
 
@@ -218,8 +218,8 @@ class Consumer {
     }
   }
 
-  // Mask and softmax of the S at hand, whose K is given back: at once where that lets another team's products start, and where warp
-  // groups take turns after the exponentials, which all wait for. among: as OnlineSoftmax::step() takes it.
+  // Mask and softmax of the S at hand, whose K is given back: at once where there are no turns, so that other warps' products start, and
+  // where warp groups take turns after the exponentials, which all wait for. among: as OnlineSoftmax::step() takes it.
   template <class Softmax, class S, class Among>
   __device__ __forceinline__ bool soften(int k_slot, Step const& step, Softmax& softmax, S& tSrS, Among const& among) {
     if constexpr (!kTurns) release(k_slot);

@@ -1,5 +1,5 @@
 // The loader thread: turns the walker's steps into TMA copies of Q, K and V. The only place that touches the tensor maps of
-// the inputs, so another memory layout (varlen, paged) is another loader.
+// the inputs, so another memory layout (varlen, paged) is another loader, and another way to K in Consumer::recompute.
 #pragma once
 
 #include <cute/arch/copy_sm90_tma.hpp>
