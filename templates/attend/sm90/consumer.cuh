@@ -202,18 +202,21 @@ class Consumer {
     if constexpr (kTurns) await_turn();
     if constexpr (Traits::kQInRegisters) issue_qk(k_slot, tOrQ, tSrS);
     else issue_qk(k_slot, tSrS);
-    if constexpr (kPvStepsAmong == 0) issue_pv(v, tOrP, tOrO);
-    else issue_pv<kPvSteps - kPvStepsAmong>(v, 0, tOrP, tOrO);
+    if constexpr (kPvStepsAmong == 0) {
+      issue_pv(v, tOrP, tOrO);
+    } else {
+      wait(v);
+      issue_pv<kPvSteps - kPvStepsAmong>(v.slot, 0, tOrP, tOrO);
+    }
     if constexpr (kTurns) pass_turn(warp_group_ ^ 1);
     cute::warpgroup_wait<1>();
+    // Two calls, since at head_dim 256 ptxas spills for a function that is there and issues nothing.
     if constexpr (kPvStepsAmong == 0) {
       return soften(k_slot, step, softmax, tSrS, OnlineSoftmax::Nothing{});
     } else {
       return soften(k_slot, step, softmax, tSrS, [&](int pair) {
         int const among = pair / kPairsBetween;
-        if (pair % kPairsBetween == 0 && among < kPvStepsAmong) {
-          issue_pv<1>(v, kPvSteps - kPvStepsAmong + among, tOrP, tOrO);
-        }
+        if (pair % kPairsBetween == 0 && among < kPvStepsAmong) issue_pv<1>(v.slot, kPvSteps - kPvStepsAmong + among, tOrP, tOrO);
       });
     }
   }
@@ -304,12 +307,11 @@ class Consumer {
     issue_gemm<true>(mma_pv_, tOrP, tOdV, tOrO);
   }
 
-  // kSteps of its k-steps, as a batch of their own.
+  // kSteps of its k-steps, as a batch of their own, of a V that is there.
   template <int kSteps, class P, class O>
-  __device__ __forceinline__ void issue_pv(Slot const& v, int first, P& tOrP, O& tOrO) {
+  __device__ __forceinline__ void issue_pv(int v_slot, int first, P& tOrP, O& tOrO) {
     using namespace cute;
-    auto const tOdV = mma_pv_.get_slice(thread_).partition_fragment_B(v_tiles())(_, _, _, v.slot);
-    if (first == 0) wait(v);
+    auto const tOdV = mma_pv_.get_slice(thread_).partition_fragment_B(v_tiles())(_, _, _, v_slot);
     auto tOrPSteps = k_steps<kSteps>(tOrP, first);
     issue_gemm<true>(mma_pv_, tOrPSteps, k_steps<kSteps>(tOdV, first), tOrO);
   }
