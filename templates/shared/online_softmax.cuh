@@ -75,9 +75,9 @@ struct OnlineSoftmax {
     for (int i = 0; i < cute::size(tO); ++i) tO(i) *= o_scale[(i / 2) % 2];
   }
 
-  // Divides the accumulator by the row sums and writes each row's natural-log LSE. A row that saw no key gets 0 and -inf.
-  template <class Tensor>
-  __device__ __forceinline__ void finalize(Tensor& tO, float (&lse)[kRows]) {
+  // Leaves in o_scale what rescale() divides the accumulator by the row sums with, and writes each row's natural-log LSE. A row that saw
+  // no key gets 0 and -inf.
+  __device__ __forceinline__ void finalize(float (&lse)[kRows]) {
     constexpr float kLn2 = 0.693147180559945309f;
     CUTE_UNROLL
     for (int r = 0; r < kRows; ++r) {
@@ -86,7 +86,6 @@ struct OnlineSoftmax {
       o_scale[r] = seen[r] ? 1.0f / row_sum[r] : 0.0f;
       lse[r] = seen[r] ? kLn2 * (reference[r] + log2f(row_sum[r])) : -INFINITY;
     }
-    rescale(tO);
   }
 
  private:
@@ -104,15 +103,17 @@ struct OnlineSoftmax {
     }
   }
 
-  // The largest logit of each row, over the quad that shares it.
+  // The largest logit of each row, over the quad that shares it. Even and odd columns apart: one chain would wait for every maximum.
   template <class Tensor>
   static __device__ __forceinline__ void row_max(Tensor const& tS, float (&result)[kRows]) {
+    float largest[kRows][2];
     CUTE_UNROLL
-    for (int r = 0; r < kRows; ++r) result[r] = -INFINITY;
+    for (int i = 0; i < cute::size(tS); ++i) {
+      float& so_far = largest[(i / 2) % 2][i % 2];
+      so_far = i < 2 * kRows ? tS(i) : fmaxf(so_far, tS(i));
+    }
     CUTE_UNROLL
-    for (int i = 0; i < cute::size(tS); ++i) result[(i / 2) % 2] = fmaxf(result[(i / 2) % 2], tS(i));
-    CUTE_UNROLL
-    for (int r = 0; r < kRows; ++r) result[r] = quad_max(result[r]);
+    for (int r = 0; r < kRows; ++r) result[r] = quad_max(fmaxf(largest[r][0], largest[r][1]));
   }
 
   static __device__ __forceinline__ float quad_max(float x) {

@@ -4,7 +4,7 @@
 // The next step's S = Q K^T runs on the tensor cores under this step's softmax, and the two warp groups of a list take turns through
 // named barriers, so that one's exponentials run under the other's products. (Beside a second team there are no turns: four warps a
 // scheduler find their way past each other.) At a tile's end the next tile's first Q K^T is issued behind the last P V, and runs
-// while the output is written.
+// while the output is written; what needs neither product is done before the wait for them.
 #pragma once
 
 #include <cute/arch/copy_sm90_tma.hpp>
@@ -72,12 +72,12 @@ class Consumer {
 
     Opened opened{};
     Tile tile = await_tile();
-    if constexpr (kOverlapTiles) open(tile, opened, tSrS);
+    if constexpr (kOverlapTiles) open(tile, opened, tOrQ, tSrS);
     while (tile.q_tile >= 0) {
       position0_ = Traits::first_position(tile.q_tile, rank_, warp_group_);
       softmax.reset();
       clear(tOrO);
-      if constexpr (!kOverlapTiles) open(tile, opened, tSrS);
+      if constexpr (!kOverlapTiles) open(tile, opened, tOrQ, tSrS);
       warpgroup_wait<0>();
       if (tile.num_entries > 0) {
         if constexpr (kOneList) walk_one(opened, softmax, tOrQ, tSrS, tOrP, tOrO);
@@ -88,12 +88,14 @@ class Consumer {
         release_stored();  // or the tile after the next could not be loaded
         q_ring_.advance();
         Tile const next = await_tile();
-        open(next, opened, tSrS);
+        open(next, opened, tOrQ, tSrS);
+        close(tile, softmax);
         warpgroup_wait<1>();  // for the last P V, not for the next Q K^T
         if (tile.num_entries > 0) release(v_slot_);
         store(tile, q_slot, softmax, tOrO);
         tile = next;
       } else {
+        close(tile, softmax);
         store(tile, q_slot, softmax, tOrO);
         q_ring_.advance();
         if constexpr (Traits::kQStages == 1) release_stored();
@@ -110,10 +112,10 @@ class Consumer {
     return smem_.tiles[q_ring_.slot];
   }
 
-  // Issues the first Q K^T of a tile that walks one list. Where nothing was loaded that product reads what
+  // Issues the first Q K^T of a tile that walks one list, and reads its Q. Where nothing was loaded both take what
   // happens to lie in shared memory, and nobody reads it: one path for every tile lets ptxas keep products in flight across tiles.
-  template <class S>
-  __device__ __forceinline__ void open(Tile const& tile, Opened& opened, S& tSrS) {
+  template <class Q, class S>
+  __device__ __forceinline__ void open(Tile const& tile, Opened& opened, Q& tOrQ, S& tSrS) {
     if constexpr (kOneList) {
       Slot const k = kv_ring_;
       if (tile.q_tile >= 0 && tile.num_entries > 0) {
@@ -122,6 +124,7 @@ class Consumer {
       }
       issue_qk(k.slot, tSrS);
       opened.k_slot = k.slot;
+      if constexpr (Traits::kQInRegisters) read_q(tOrQ);
     }
   }
 
@@ -129,7 +132,6 @@ class Consumer {
   template <class Softmax, class Q, class S, class P, class O>
   __device__ __forceinline__ void walk_one(Opened const& opened, Softmax& softmax, Q& tOrQ, S& tSrS, P& tOrP, O& tOrO) {
     Step step = opened.step;
-    if constexpr (Traits::kQInRegisters) read_q(tOrQ);
     soften(opened.k_slot, step, softmax, tSrS, OnlineSoftmax::Nothing{});
     bool rescale = false;  // O is still zero
     release_stored();
@@ -357,23 +359,31 @@ class Consumer {
   // K needs no mask of its own: no valid row sees past it.
   template <class S>
   __device__ __forceinline__ void mask(S& tSrS, Step const& step) const {
-    constexpr int kTokens = Traits::kEntryTokens;
+    constexpr int kTokens = Traits::kEntryTokens, kGroups = kTokens / 8;  // of eight columns, of which a thread has two
+    static_assert(kTokens % 8 == 0);
     if (!step.masked()) return;
-    int const first_row_sees = position0_ + params_.prefix;
-    int last_visible[Traits::kEntriesPerStep][2];  // in the entry, of this thread's two rows and its first column
     CUTE_UNROLL
     for (int e = 0; e < Traits::kEntriesPerStep; ++e) {
       Entry const entry = step.entries[e];
+      auto const hide = [&](int n, int r, int c, bool hidden) {
+        if (0 <= n && n < kGroups && hidden) tSrS(4 * (e * kGroups + n) + 2 * r + c) = -INFINITY;
+      };
+      auto const last_visible = [&](int row) {  // in the entry, from this thread's first column
+        int const sees = position0_ + params_.prefix + row / Traits::kHeadsPerList - 2 * (thread_ % 4);
+        return e == 0 || entry.exists() ? sees - entry.index() * kTokens : INT_MIN / 2;
+      };
+      // A thread's second row lies 8 below its first. Where that is 8 positions it sees one group more, and one comparison serves both.
+      constexpr bool kShared = Traits::kHeadsPerList == 1;
+      int const first = last_visible(row_in_tile()), second = kShared ? first : last_visible(row_in_tile() + 8);
       CUTE_UNROLL
-      for (int r = 0; r < 2; ++r) {
-        int const sees = first_row_sees + (row_in_tile() + 8 * r) / Traits::kHeadsPerList;
-        last_visible[e][r] = entry.exists() ? sees - entry.index() * kTokens - 2 * (thread_ % 4) : INT_MIN / 2;
+      for (int n = kShared ? -1 : 0; n < kGroups; ++n) {
+        CUTE_UNROLL
+        for (int c = 0; c < 2; ++c) {
+          bool const hidden = 8 * n + c > first;
+          hide(n, 0, c, hidden);
+          hide(kShared ? n + 1 : n, 1, c, kShared ? hidden : 8 * n + c > second);
+        }
       }
-    }
-    CUTE_UNROLL
-    for (int i = 0; i < cute::size(tSrS); ++i) {
-      int const column = 8 * (i / 4) + i % 2;
-      if (column % kTokens > last_visible[column / kTokens][(i / 2) % 2]) tSrS(i) = -INFINITY;
     }
   }
 
@@ -387,21 +397,26 @@ class Consumer {
     *reinterpret_cast<cutlass::Array<Element, kSize>*>(tOrP.data()) = convert(from);
   }
 
-  // Writes O through the tile's own Q slot, which no product reads any more, and the LSE from registers.
-  template <class Softmax, class O>
-  __device__ __forceinline__ void store(Tile const& tile, int q_slot, Softmax& softmax, O& tOrO) {
-    using namespace cute;
+  // What is left of a tile but its last P V: the row sums, the LSE, and whether every warp's last product has read its part of Q.
+  template <class Softmax>
+  __device__ __forceinline__ void close(Tile const& tile, Softmax& softmax) const {
     float lse[Softmax::kRows];
-    softmax.finalize(tOrO, lse);
+    softmax.finalize(lse);
     if (params_.lse != nullptr && thread_ % 4 == 0) store_lse(tile, lse);
+    sync_output();
+  }
 
+  // Writes O of a closed tile through the tile's own Q slot, which no product reads any more.
+  template <class Softmax, class O>
+  __device__ __forceinline__ void store(Tile const& tile, int q_slot, Softmax const& softmax, O& tOrO) {
+    using namespace cute;
+    softmax.rescale(tOrO);
     auto tOrOut = make_tensor<Element>(tOrO.layout());
     to_element(tOrO, tOrOut);
     clear_unused_rows(tOrOut);
     auto tiled_copy = make_tiled_copy_C(Copy_Atom<SM90_U32x4_STSM_N, Element>{}, mma_pv_);
     auto thr_copy = tiled_copy.get_slice(thread_);
     release_stored();
-    sync_output();  // every warp's last product has read its part of Q
     copy(tiled_copy, thr_copy.retile_S(tOrOut), thr_copy.partition_D(as_position_independent_swizzle_tensor(q_tiles()(_, _, q_slot))));
     tma_store_fence();
     sync_output();
