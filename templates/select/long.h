@@ -72,15 +72,19 @@ void long_launch(SelectParams const& select, DLDevice device) {
   p.num_tiles = (select.num_k_blocks + kLongColumns - 1) / kLongColumns;
 
   DeviceGuard const guard(device.device_id);
-  dim3 const prepare_grid(kPrepareSlices + select.num_q_heads / select.num_kv_heads + 1, select.batch * select.num_kv_heads);
+  dim3 const prepare_grid(1 + select.num_q_heads / select.num_kv_heads + kKeySlices + kQuerySlices, select.batch * select.num_kv_heads);
   start_early(prepare_long_kernel<Traits>, p, prepare_grid, kPrepareThreads, 0, device);
   auto const kernel = select_long_kernel<Traits, kProbs>;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(sizeof(Storage))), "select shared memory size");
   int64_t const ctas = std::min<int64_t>(LongWork<Traits>::count(p), kMostLongCtas);
   start_early(kernel, p, dim3(unsigned(ctas)), Traits::kThreads, sizeof(Storage), device);
+  // What the kernel before leaves on an SM: it starts without waiting for the whole SM to be idle.
+  auto const emit = emit_long_kernel<kProbs>;
+  check_cuda(cudaFuncSetAttribute(emit, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+             "select shared memory carve-out");
   constexpr int64_t kEmitRows = kEmitThreads / 32;
   int64_t const rows = int64_t(select.batch) * select.num_q_heads * select.num_q_blocks;
-  start_early(emit_long_kernel<kProbs>, p, dim3(unsigned((rows + kEmitRows - 1) / kEmitRows)), kEmitThreads, 0, device);
+  start_early(emit, p, dim3(unsigned((rows + kEmitRows - 1) / kEmitRows)), kEmitThreads, 0, device);
 }
 
 }  // namespace prism
