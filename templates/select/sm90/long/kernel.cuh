@@ -21,8 +21,9 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) select_long_kernel(__grid
   constexpr int kConsumerWarps = 4 * Traits::kWarpGroups;
   if (threadIdx.x == 0) {
     smem.q_full.init(1);  // the loader, and the bytes it announced
-    smem.q_empty.init(kConsumerWarps);
+    smem.q_empty.init(Traits::kConsumers);
     smem.verdict.init(1);
+    for (uint32_t& phase : smem.q_phase) phase = 0;
     for (int i = 0; i < Traits::kSlots; ++i) {
       smem.k_full[i].init(1);
       smem.k_empty[i].init(kConsumerWarps);

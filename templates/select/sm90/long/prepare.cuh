@@ -9,7 +9,7 @@
 
 namespace prism {
 
-// CTAs that prepare a KV head's key means, and those of its q heads: 128x64 at 128K leaves a thread five pieces of 16 bytes.
+// CTAs that prepare a KV head's key means, and those of its q heads. At 128x64 and 128K a thread has five chunks, in either.
 constexpr int kKeySlices = 32, kQuerySlices = 64;
 
 // The chunk at a place of a band, -1 behind its end.
@@ -34,7 +34,7 @@ CUTE_DEVICE void store_chunk(unsigned char* slab, int place, int chunk, uint4 co
 template <class Traits, int kSlabBytes, int kTileRows, class MeanOf, class EnergyOf, class PlaceOf>
 CUTE_DEVICE void prepare_slabs(unsigned char* slabs, int heads, int rows, int cta, int ctas, MeanOf const& mean_of, EnergyOf const& energy_of,
                                PlaceOf const& place_of) {
-  constexpr int kSlabChunks = kSlabDims / kChunkDims, kRowChunks = Traits::kSlabs * kSlabChunks;
+  constexpr int kSlabChunks = kSlabDims / kChunkDims, kRowChunks = Traits::kRowChunks;
   constexpr int kHighChunks = Traits::template kBandSlabs<typename Traits::High> * kSlabChunks;
   int const head_tiles = (rows + kTileRows - 1) / kTileRows;
   #pragma unroll 4
@@ -84,6 +84,7 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_long_kernel(LongParam
     prepare_total(k_energy, p.num_k_blocks, p.k_totals + k_row * kComponents);
     float const most = most_energy(k_energy, p.num_k_blocks);
     if (threadIdx.x == 0) params.k_down[k_row] = half_scale(most).down;
+    if (threadIdx.x == 0 && k_row == 0) *params.claimed = 0;
   } else if (head < heads) {
     prepare_total(q_energy(head), p.num_q_blocks, p.q_totals + (first_q_row + head) * kComponents);
   } else if (query_slice < 0) {
