@@ -5,6 +5,7 @@
 #include "select/long_params.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace prism {
 
@@ -21,7 +22,7 @@ struct LongRows {
 // Parts of the scratch, in bytes from its start.
 template <class Traits>
 struct LongScratch {
-  int64_t q_slabs, k_slabs, k_down, totals, kept, lists, end;
+  int64_t q_slabs, k_slabs, k_down, totals, claimed, kept, lists, end;
 
   LongScratch(int64_t batch, int64_t num_q_heads, int64_t num_kv_heads, int64_t num_q_blocks, int64_t num_k_blocks) {
     constexpr int64_t kTotalsBytes = 3 * sizeof(float), kMaskRowBytes = kTileWords * sizeof(uint32_t);
@@ -32,6 +33,7 @@ struct LongScratch {
     k_slabs = place(kv_heads * tiles * Traits::kSlabs * kKeySlabBytes);
     k_down = place(kv_heads * int64_t(sizeof(float)));
     totals = place((q_heads + kv_heads) * kTotalsBytes);
+    claimed = place(sizeof(uint32_t));
     kept = place(q_heads * 2 * row_tiles * kLongRows * tiles * kMaskRowBytes);
     lists = place(int64_t(kMostLongCtas) * Traits::kWarpGroups * kLongRows * kListEntries * int64_t(sizeof(uint2)));
   }
@@ -57,6 +59,8 @@ void long_launch(SelectParams const& select, DLDevice device) {
   using Storage = typename Traits::SharedStorage;
   if (select.batch == 0) return;
   check_range(int64_t(select.batch) * select.num_kv_heads, "batch * kv heads", 0, kMaxGrid);
+  int64_t const heads = select.num_q_heads / select.num_kv_heads, row_tiles = (select.num_q_blocks + kLongRows - 1) / kLongRows;
+  check_range(heads * row_tiles * kLongRows * Traits::kRowChunks, "chunks of a KV head's q blocks", 0, std::numeric_limits<int>::max());
   LongScratch<Traits> const parts = long_scratch<Traits>(select);
   auto* const scratch = reinterpret_cast<unsigned char*>(select.scratch);
   LongParams p{};
@@ -66,21 +70,26 @@ void long_launch(SelectParams const& select, DLDevice device) {
   p.k_down = reinterpret_cast<float*>(scratch + parts.k_down);
   p.select.q_totals = reinterpret_cast<float*>(scratch + parts.totals);
   p.select.k_totals = p.select.q_totals + int64_t(select.batch) * select.num_q_heads * 3;
+  p.claimed = reinterpret_cast<uint32_t*>(scratch + parts.claimed);
   p.kept = reinterpret_cast<uint32_t*>(scratch + parts.kept);
   p.lists = reinterpret_cast<uint2*>(scratch + parts.lists);
-  p.num_row_tiles = (select.num_q_blocks + kLongRows - 1) / kLongRows;
+  p.num_row_tiles = int(row_tiles);
   p.num_tiles = (select.num_k_blocks + kLongColumns - 1) / kLongColumns;
 
   DeviceGuard const guard(device.device_id);
-  dim3 const prepare_grid(kPrepareSlices + select.num_q_heads / select.num_kv_heads + 1, select.batch * select.num_kv_heads);
+  dim3 const prepare_grid(1 + unsigned(heads) + kKeySlices + kQuerySlices, select.batch * select.num_kv_heads);
   start_early(prepare_long_kernel<Traits>, p, prepare_grid, kPrepareThreads, 0, device);
   auto const kernel = select_long_kernel<Traits, kProbs>;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(sizeof(Storage))), "select shared memory size");
   int64_t const ctas = std::min<int64_t>(LongWork<Traits>::count(p), kMostLongCtas);
   start_early(kernel, p, dim3(unsigned(ctas)), Traits::kThreads, sizeof(Storage), device);
+  // As the kernel before has it: an SM cannot change its carve-out while it has work.
+  auto const emit = emit_long_kernel<kProbs>;
+  check_cuda(cudaFuncSetAttribute(emit, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+             "select shared memory carve-out");
   constexpr int64_t kEmitRows = kEmitThreads / 32;
   int64_t const rows = int64_t(select.batch) * select.num_q_heads * select.num_q_blocks;
-  start_early(emit_long_kernel<kProbs>, p, dim3(unsigned((rows + kEmitRows - 1) / kEmitRows)), kEmitThreads, 0, device);
+  start_early(emit, p, dim3(unsigned((rows + kEmitRows - 1) / kEmitRows)), kEmitThreads, 0, device);
 }
 
 }  // namespace prism

@@ -26,6 +26,7 @@ struct LongParams {
   float* k_down;           // [batch * num_kv_heads]: undoes the scaling of a head's key means
   uint32_t* kept;          // [batch * num_q_heads][2][num_row_tiles * 64][num_tiles * 4]: bit masks of each band
   uint2* lists;            // [CTAs][warp groups][64][kListEntries]
+  uint32_t* claimed;       // works that CTAs have taken beyond their first
   int num_row_tiles, num_tiles;
 
   CUTE_HOST_DEVICE uint32_t* kept_row(int q_row, int band, int q_block) const {

@@ -53,8 +53,8 @@ CUTE_DEVICE Stretch find_stretch(Buckets const& buckets, uint32_t const* counts,
   constexpr int kMostMore = 8;  // buckets on either side
   constexpr float kMostStrong = 80.f;
   constexpr float kMany = 12.f;  // values of one bucket: of more, those about the interpolated place are taken
-  // By so much the place may be wrong: five deviations of a place among so many values, or four where that would not fit into a list.
-  constexpr float kDeviation = 2.5f, kMostValues = 40.f, kBend = 0.02f;
+  // By so much the place may be wrong: four deviations of a place among so many values, or fewer where that would not fit into a list.
+  constexpr float kDeviation = 2.f, kMostValues = 40.f, kBend = 0.02f;
   constexpr float kMargin = 0.15f;                   // of a bucket
   int const thread = threadIdx.x % 4;
   // A value of bucket b is about 2^(first + b * step). The values below the cut-off add up to what is not kept, so it is at least their

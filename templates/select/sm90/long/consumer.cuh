@@ -17,7 +17,6 @@ namespace prism {
 template <class Traits, bool kProbs>
 class LongConsumer {
   using Storage = typename Traits::SharedStorage;
-  using Work = LongWork<Traits>;
 
  public:
   CUTE_DEVICE LongConsumer(LongParams const& params, Storage& smem, int warp_group, int thread)
@@ -25,27 +24,33 @@ class LongConsumer {
         products_(smem, warp_group) {}
 
   CUTE_DEVICE void run() {
-    for (int round = 0; long_work_index(round) < Work::count(params_); ++round) {
-      work_ = Work::at(params_, long_work_index(round));
-      take(round);
+    #pragma unroll 1
+    for (;;) {
+      uint32_t& next = smem_.q_phase[warp_group_ * 4 + thread_ / kWarpSize];
+      uint32_t const phase = next;
+      __syncwarp();
+      if (lane() == 0) next = phase ^ 1;
+      wait_at(smem_.q_full, phase);
+      if (smem_.job.num_items == 0) break;
+      take();
     }
   }
 
  private:
-  CUTE_DEVICE void take(int round) {
+  CUTE_DEVICE void take() {
     SelectParams const& p = params_.select;
-    bool const idle = warp_group_ >= work_.num_items;
-    int const item = idle ? 0 : warp_group_;
-    q_row_ = work_.q_row(params_, item);
-    first_row_ = work_.row_tile(params_, item) * kLongRows;
-    num_tiles_ = work_.num_tiles(params_);
-    first_sees_ = idle ? 0 : work_.first_sees(params_, item);
-    last_sees_ = idle ? 0 : work_.last_sees(params_, item);
+    auto const& job = smem_.job;
+    bool const idle = warp_group_ >= job.num_items;
+    auto const& item = job.items[idle ? 0 : warp_group_];
+    band_ = job.band;
+    q_row_ = item.q_row;
+    first_row_ = item.first_row;
+    first_sees_ = idle ? 0 : item.first_sees;
+    last_sees_ = idle ? 0 : item.last_sees;
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) sees_[r] = p.num_visible(q_block(r));
-    CutRule const rule(CutKind::kTopP, __ldg(p.thresholds + q_row_ % p.num_q_heads * kBands + work_.band));
+    CutRule const rule(CutKind::kTopP, __ldg(p.thresholds + q_row_ % p.num_q_heads * kBands + band_));
 
-    wait_at(smem_.q_full, round % 2);
     RowBracket bracket[kThreadRows];
     RowBits bits;
     first_pass(rule, bracket, bits);
@@ -70,7 +75,7 @@ class LongConsumer {
       trims = __any_sync(kFullWarp, trims);
       if (!tell_verdict(again && !idle)) break;
     }
-    release(smem_.q_empty);
+    arrive_at(smem_.q_empty);  // every thread for itself: it has read the job
     if (!idle) finish(rule, bracket, bits);
   }
 
@@ -85,9 +90,9 @@ class LongConsumer {
       sums.place[r] = Buckets::place_of(counts(r));
     }
     __syncwarp();
-    PreparedSums const energies(p, q_row_, work_.k_row);
-    float const band_scale = params_.k_down[work_.k_row] *
-        logit_scale<Traits::High::kDims, Traits::Low::kDims, Traits::kHeadDim, false>(p, energies, work_.band, 0, 1, q_row_, work_.k_row, 0);
+    PreparedSums const energies(p, q_row_, smem_.job.k_row);
+    float const band_scale = params_.k_down[smem_.job.k_row] *
+        logit_scale<Traits::High::kDims, Traits::Low::kDims, Traits::kHeadDim, false>(p, energies, band_, 0, 1, q_row_, smem_.job.k_row, 0);
     constexpr float kLeastScale = 0x1p-120f;  // of means of zeros: times the -inf of a hidden column, 0 would give NaN
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
@@ -173,7 +178,7 @@ class LongConsumer {
   CUTE_DEVICE ProbsPlace probs_place(int tile) const {
     SelectParams const& p = params_.select;
     int const column = tile * kLongColumns + thread_ % 4 * kThreadColumns;
-    int64_t const row = (int64_t(q_row_) * kBands + work_.band) * p.num_q_blocks + q_block(0);
+    int64_t const row = (int64_t(q_row_) * kBands + band_) * p.num_q_blocks + q_block(0);
     ProbsPlace place{p.probs + row * p.num_k_blocks + column, int64_t(q_block(1) - q_block(0)) * p.num_k_blocks, {}};
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) place.visible[r] = is_row(r) ? sees_[r] - column : 0;
@@ -181,13 +186,15 @@ class LongConsumer {
   }
 
   CUTE_DEVICE void finish(CutRule const& rule, RowBracket const (&bracket)[kThreadRows], RowBits const& bits) const {
+    int q_row = q_row_;
+    asm("" : "+r"(q_row));  // addresses are made anew here: kept through the passes, they would spill
     ListedRows rows;
     rows.target = fixed_target(rule.threshold);
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
       rows.list[r] = row_list(r);
       rows.found[r] = bracket[r].decided() ? 0 : bits.found_of(r);
-      rows.kept[r] = params_.kept_row(q_row_, work_.band, row_of(r));
+      rows.kept[r] = params_.kept_row(q_row, band_, row_of(r));
       rows.more[r] = warp_counts() + r * kWarpSize + lane();
     }
     __syncwarp();  // the lists have been written
@@ -200,15 +207,16 @@ class LongConsumer {
   // f(scores, tile, first): for each tile that the warp group sees; hidden scores are -inf.
   template <class F>
   CUTE_DEVICE void each_tile(F const& f) {
+    int const num_tiles = smem_.job.num_tiles;
     auto acc = LongProducts<Traits>::accumulator();  // of this pass alone: registers are wanted between the passes
     #pragma unroll 1
-    for (int tile = 0; tile < num_tiles_; ++tile) {
+    for (int tile = 0; tile < num_tiles; ++tile) {
       if (tile * kLongColumns < last_sees_) {
-        products_.take(acc, Traits::band_slabs(work_.band));
+        products_.take(acc, Traits::band_slabs(band_));
         if ((tile + 1) * kLongColumns > first_sees_) mask(acc, tile);
         f(acc, tile, tile == 0);
       } else {
-        products_.pass_by(Traits::band_slabs(work_.band));
+        products_.pass_by(Traits::band_slabs(band_));
       }
     }
   }
@@ -252,14 +260,13 @@ class LongConsumer {
   CUTE_DEVICE uint2* row_list(int r) const {
     return params_.lists + (int64_t(cta_warp_group()) * kLongRows + row_of(r) - first_row_) * kListEntries;
   }
-  CUTE_DEVICE uint32_t* kept_words(int r) const { return params_.kept_row(q_row_, work_.band, row_of(r)) + thread_ % 4; }
+  CUTE_DEVICE uint32_t* kept_words(int r) const { return params_.kept_row(q_row_, band_, row_of(r)) + thread_ % 4; }
 
   LongParams const& params_;
   Storage& smem_;
   int const warp_group_, thread_;  // thread: in the warp group
-  Work work_{};
-  int q_row_ = 0, first_row_ = 0;  // of the item
-  int num_tiles_ = 0, first_sees_ = 0, last_sees_ = 0, sees_[kThreadRows] = {};
+  int band_ = 0, q_row_ = 0, first_row_ = 0;  // of the item
+  int first_sees_ = 0, last_sees_ = 0, sees_[kThreadRows] = {};
   LongProducts<Traits> products_;
 };
 

@@ -1,10 +1,10 @@
-// select for long rows: one loader warp and consumer warp groups, persistent; then the lists from the bit masks of both bands.
+// select for long rows: one loader warp and consumer warp groups, persistent; emit.cuh makes lists from the bit masks of both bands.
 //
 // A row's scores are not kept but computed in every pass over it, two as a rule: 64 rows of 8192 columns would fill 2 MB.
 #pragma once
 
-#include "select/sm90/emit.cuh"
 #include "select/sm90/long/consumer.cuh"
+#include "select/sm90/long/emit.cuh"
 #include "select/sm90/long/loader.cuh"
 #include "select/sm90/long/prepare.cuh"
 #include "shared/arch_guard.h"
@@ -21,8 +21,9 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) select_long_kernel(__grid
   constexpr int kConsumerWarps = 4 * Traits::kWarpGroups;
   if (threadIdx.x == 0) {
     smem.q_full.init(1);  // the loader, and the bytes it announced
-    smem.q_empty.init(kConsumerWarps);
+    smem.q_empty.init(Traits::kConsumers);
     smem.verdict.init(1);
+    for (uint32_t& phase : smem.q_phase) phase = 0;
     for (int i = 0; i < Traits::kSlots; ++i) {
       smem.k_full[i].init(1);
       smem.k_empty[i].init(kConsumerWarps);
@@ -39,29 +40,6 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) select_long_kernel(__grid
   } else {
     cutlass::arch::warpgroup_reg_alloc<Traits::kConsumerRegisters>();
     LongConsumer<Traits, kProbs>(params, smem, warp_group - 1, threadIdx.x % 128).run();
-  }
-}
-
-constexpr int kEmitThreads = 256;
-
-// A warp a list.
-template <bool kProbs>
-__global__ void __launch_bounds__(kEmitThreads) emit_long_kernel(__grid_constant__ LongParams const params) {
-  SelectParams const& p = params.select;
-  launch_dependents();
-  await_previous_kernels();
-  int const lane = threadIdx.x % kWarpSize;
-  int64_t const row = int64_t(blockIdx.x) * (kEmitThreads / kWarpSize) + cutlass::canonical_warp_idx_sync();
-  if (row >= int64_t(p.batch) * p.num_q_heads * p.num_q_blocks) return;
-  int const q_row = int(row / p.num_q_blocks), q_block = int(row % p.num_q_blocks);
-  int const num_visible = p.num_visible(q_block), words = mask_words(num_visible);
-  uint32_t const *high = params.kept_row(q_row, 0, q_block), *low = params.kept_row(q_row, 1, q_block);
-  emit_list(p, row, q_block, 0, [&](int word) { return word < words ? high[word] | low[word] : 0u; });
-  if constexpr (kProbs) {
-    for (int band = 0; band < kBands; ++band) {
-      int32_t* probs = p.probs + ((int64_t(q_row) * kBands + band) * p.num_q_blocks + q_block) * p.num_k_blocks;
-      for (int column = num_visible + lane; column < p.num_k_blocks; column += kWarpSize) probs[column] = 0;
-    }
   }
 }
 

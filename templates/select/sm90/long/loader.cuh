@@ -1,4 +1,5 @@
-// The loader thread of the kernel for long rows: slabs of the items' rows once, slabs of the keys they see for every pass.
+// The loader thread of the kernel for long rows: what the CTA works on, slabs of the items' rows once, slabs of the keys they see for every
+// pass. Works are taken as CTAs come to them, the longest first.
 #pragma once
 
 #include "select/sm90/long/traits.cuh"
@@ -17,9 +18,14 @@ class LongLoader {
   CUTE_DEVICE LongLoader(LongParams const& params, typename Traits::SharedStorage& smem) : params_(params), smem_(smem) {}
 
   CUTE_DEVICE void run() {
-    for (int round = 0; long_work_index(round) < Work::count(params_); ++round) {
-      Work const work = Work::at(params_, long_work_index(round));
+    int const count = Work::count(params_);
+    #pragma unroll 1
+    for (int index = int(blockIdx.x); index < count; index = int(gridDim.x + atomicAdd(params_.claimed, 1u))) {
+      Work const work = Work::at(params_, index);
+      wait_at(smem_.q_empty, q_ring_.phase ^ 1);
+      tell(work);
       load_queries(work);
+      q_ring_.advance();
       bool first = true, again = true;
       #pragma unroll 1
       while (again) {
@@ -32,12 +38,27 @@ class LongLoader {
         first = false;
       }
     }
+    wait_at(smem_.q_empty, q_ring_.phase ^ 1);
+    smem_.job.num_items = 0;
+    arrive_at(smem_.q_full);
   }
 
  private:
+  CUTE_DEVICE void tell(Work const& work) {
+    auto& job = smem_.job;
+    job.band = work.band;
+    job.k_row = work.k_row;
+    job.num_items = work.num_items;
+    job.num_tiles = work.num_tiles(params_);
+    #pragma unroll 1
+    for (int item = 0; item < work.num_items; ++item) {
+      job.items[item] = {work.q_row(params_, item), work.row_tile(params_, item) * kLongRows, work.first_sees(params_, item),
+                         work.last_sees(params_, item)};
+    }
+  }
+
   CUTE_DEVICE void load_queries(Work const& work) {
     int const slabs = Traits::band_slabs(work.band), bytes = slabs * kQuerySlabBytes;
-    wait_at(smem_.q_empty, q_ring_.phase ^ 1);
     arrive_and_expect_at(smem_.q_full, work.num_items * bytes);
     #pragma unroll 1
     for (int item = 0; item < work.num_items; ++item) {
@@ -45,7 +66,6 @@ class LongLoader {
       copy(params_.q_slabs + (tile * Traits::kSlabs + Traits::first_slab(work.band)) * kQuerySlabBytes, smem_.q_full,
            reinterpret_cast<unsigned char*>(smem_.q) + item * Traits::kMostSlabs * kQuerySlabBytes, bytes);
     }
-    q_ring_.advance();
   }
 
   CUTE_DEVICE void load_keys(Work const& work) {

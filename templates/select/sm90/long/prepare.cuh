@@ -9,6 +9,9 @@
 
 namespace prism {
 
+// CTAs that prepare a KV head's key means, and those of its q heads. At 128x64 and 128K a thread has five chunks, in either.
+constexpr int kKeySlices = 32, kQuerySlices = 64;
+
 // The chunk at a place of a band, -1 behind its end.
 template <int... kList>
 CUTE_DEVICE int chunk_at(ChunkList<kList...>, int place) {
@@ -25,26 +28,28 @@ CUTE_DEVICE void store_chunk(unsigned char* slab, int place, int chunk, uint4 co
   *reinterpret_cast<uint4*>(row + ((chunk + kSlabChunks) ^ place % 8) * kPiece) = low;
 }
 
-// All chunks of both bands of `rows` rows, and zeros up to whole tiles of kTileRows. energy_of(row): what its halves are scaled by. place_of(row): where it goes.
-template <class Traits, int kSlabBytes, int kTileRows, class EnergyOf, class PlaceOf>
-CUTE_DEVICE void prepare_slabs(float const* mean, unsigned char* slabs, int rows, int tiles, int cta, int ctas, EnergyOf const& energy_of,
+// A slice of a KV head's tiles: all chunks of both bands, and zeros for the rows behind a head's end. Tiles: of `heads` heads of `rows`
+// rows, one behind the other. mean_of(head): of its first row. energy_of(head, row): what the row's halves are scaled by.
+// place_of(row): where it goes in its tile.
+template <class Traits, int kSlabBytes, int kTileRows, class MeanOf, class EnergyOf, class PlaceOf>
+CUTE_DEVICE void prepare_slabs(unsigned char* slabs, int heads, int rows, int cta, int ctas, MeanOf const& mean_of, EnergyOf const& energy_of,
                                PlaceOf const& place_of) {
-  constexpr int kSlabChunks = kSlabDims / kChunkDims, kRowChunks = Traits::kSlabs * kSlabChunks;
+  constexpr int kSlabChunks = kSlabDims / kChunkDims, kRowChunks = Traits::kRowChunks;
   constexpr int kHighChunks = Traits::template kBandSlabs<typename Traits::High> * kSlabChunks;
-  #pragma unroll 2
-  for (int i = cta * kPrepareThreads + threadIdx.x; i < tiles * kTileRows * kRowChunks; i += ctas * kPrepareThreads) {
-    int const row = i / kRowChunks, at = i % kRowChunks;
+  int const head_tiles = (rows + kTileRows - 1) / kTileRows;
+  #pragma unroll 4
+  for (int i = cta * kPrepareThreads + threadIdx.x; i < heads * head_tiles * kTileRows * kRowChunks; i += ctas * kPrepareThreads) {
+    int const tile = i / (kTileRows * kRowChunks), place = i / kRowChunks % kTileRows, at = i % kRowChunks;
+    int const head = tile / head_tiles, row = tile % head_tiles * kTileRows + place, own_row = min(row, rows - 1);
     int const chunk = at < kHighChunks ? chunk_at(typename Traits::High{}, at) : chunk_at(typename Traits::Low{}, at - kHighChunks);
-    uint4 high = make_uint4(0, 0, 0, 0), low = high;
-    if (row < rows && chunk >= 0) {
-      float const up = half_scale(energy_of(row)).up;
-      auto const* source = reinterpret_cast<float4 const*>(mean + int64_t(row) * Traits::kHeadDim + chunk * kChunkDims);
-      uint4 const first = split_four(source[0], up), second = split_four(source[1], up);
-      high = make_uint4(first.x, first.y, second.x, second.y);
-      low = make_uint4(first.z, first.w, second.z, second.w);
-    }
-    unsigned char* slab = slabs + (int64_t(row / kTileRows) * Traits::kSlabs + at / kSlabChunks) * kSlabBytes;
-    store_chunk(slab, place_of(row % kTileRows), at % kSlabChunks, high, low);
+    // Loads before any branch: those of several turns are under way together.
+    auto const* source = reinterpret_cast<float4 const*>(mean_of(head) + int64_t(own_row) * Traits::kHeadDim + max(chunk, 0) * kChunkDims);
+    float const up = half_scale(energy_of(head, own_row)).up;
+    uint4 first = split_four(source[0], up), second = split_four(source[1], up);
+    if (row >= rows || chunk < 0) first = second = make_uint4(0, 0, 0, 0);
+    unsigned char* slab = slabs + (int64_t(tile) * Traits::kSlabs + at / kSlabChunks) * kSlabBytes;
+    store_chunk(slab, place_of(place), at % kSlabChunks, make_uint4(first.x, first.y, second.x, second.y),
+                make_uint4(first.z, first.w, second.z, second.w));
   }
 }
 
@@ -64,36 +69,35 @@ CUTE_DEVICE float most_energy(float const* energy, int blocks) {
   return most;
 }
 
-// gridDim: (slices of a KV head's means, then one for each of its q heads and one for itself; batch * num_kv_heads).
+// gridDim: (sums of energies of a KV head and of each of its q heads, then slices of its keys' means, then of its queries'; batch *
+// num_kv_heads).
 template <class Traits>
 __global__ void __launch_bounds__(kPrepareThreads) prepare_long_kernel(LongParams const params) {
   SelectParams const& p = params.select;
-  int const k_row = blockIdx.y, heads = p.num_q_heads / p.num_kv_heads;
+  int const k_row = blockIdx.y, heads = p.num_q_heads / p.num_kv_heads, first_q_row = k_row * heads;
   launch_dependents();
   await_previous_kernels();
-  int const slices = gridDim.x - heads - 1, slice = blockIdx.x, side = slice - slices;
+  int const head = int(blockIdx.x) - 1, key_slice = head - heads, query_slice = key_slice - kKeySlices;
   float const* k_energy = p.k_energy + int64_t(k_row) * p.k_capacity * kComponents;
-  if (side == heads) {
+  auto const q_energy = [&](int head) { return p.q_energy + int64_t(first_q_row + head) * p.num_q_blocks * kComponents; };
+  if (head < 0) {
     prepare_total(k_energy, p.num_k_blocks, p.k_totals + k_row * kComponents);
     float const most = most_energy(k_energy, p.num_k_blocks);
     if (threadIdx.x == 0) params.k_down[k_row] = half_scale(most).down;
-  } else if (side >= 0) {
-    int const q_row = k_row * heads + side;
-    prepare_total(p.q_energy + int64_t(q_row) * p.num_q_blocks * kComponents, p.num_q_blocks, p.q_totals + q_row * kComponents);
-  } else {
-    for (int head = 0; head < heads; ++head) {
-      int const q_row = k_row * heads + head;
-      float const* energy = p.q_energy + int64_t(q_row) * p.num_q_blocks * kComponents;
-      prepare_slabs<Traits, kQuerySlabBytes, kLongRows>(
-          p.q_mean + int64_t(q_row) * p.num_q_blocks * Traits::kHeadDim,
-          params.q_slabs + int64_t(q_row) * params.num_row_tiles * Traits::kSlabs * kQuerySlabBytes, p.num_q_blocks, params.num_row_tiles, slice, slices,
-          [&](int row) { return energy[int64_t(row) * kComponents + kAllDims]; }, [](int row) { return row; });
-    }
+    if (threadIdx.x == 0 && k_row == 0) *params.claimed = 0;
+  } else if (head < heads) {
+    prepare_total(q_energy(head), p.num_q_blocks, p.q_totals + (first_q_row + head) * kComponents);
+  } else if (query_slice < 0) {
     float const most = most_energy(k_energy, p.num_k_blocks);
+    float const* const mean = p.k_mean + int64_t(k_row) * p.k_capacity * Traits::kHeadDim;
     prepare_slabs<Traits, kKeySlabBytes, kLongColumns>(
-        p.k_mean + int64_t(k_row) * p.k_capacity * Traits::kHeadDim,
-        params.k_slabs + int64_t(k_row) * params.num_tiles * Traits::kSlabs * kKeySlabBytes, p.num_k_blocks, params.num_tiles, slice,
-        slices, [&](int) { return most; }, [](int column) { return place_in_tile(column); });
+        params.k_slabs + int64_t(k_row) * params.num_tiles * Traits::kSlabs * kKeySlabBytes, 1, p.num_k_blocks, key_slice, kKeySlices,
+        [&](int) { return mean; }, [&](int, int) { return most; }, [](int column) { return place_in_tile(column); });
+  } else {
+    prepare_slabs<Traits, kQuerySlabBytes, kLongRows>(
+        params.q_slabs + int64_t(first_q_row) * params.num_row_tiles * Traits::kSlabs * kQuerySlabBytes, heads, p.num_q_blocks, query_slice,
+        kQuerySlices, [&](int head) { return p.q_mean + int64_t(first_q_row + head) * p.num_q_blocks * Traits::kHeadDim; },
+        [&](int head, int row) { return q_energy(head)[int64_t(row) * kComponents + kAllDims]; }, [](int row) { return row; });
   }
 }
 

@@ -23,6 +23,16 @@ CUTE_HOST_DEVICE constexpr int place_in_tile(int column) {
   return index / 2 * 8 + owner * 2 + index % 2;
 }
 
+// A CTA's work as its loader tells the others: what takes divisions to find out.
+template <int kWarpGroups>
+struct LongJob {
+  struct Item {
+    int q_row, first_row, first_sees, last_sees;  // rows of a tile see first_sees to last_sees columns
+  };
+  int band, k_row, num_items, num_tiles;  // num_items 0: there is no more work
+  Item items[kWarpGroups];
+};
+
 // Config: HighBand, LowBand, kHeadDim.
 template <class Config>
 struct LongTraits {
@@ -34,6 +44,7 @@ struct LongTraits {
   template <class Band>
   static constexpr int kBandSlabs = (Band::kDims + kSlabDims - 1) / kSlabDims;
   static constexpr int kSlabs = kBandSlabs<High> + kBandSlabs<Low>;
+  static constexpr int kRowChunks = kSlabs * (kSlabDims / kChunkDims);  // in the slabs of a row
   static constexpr int kMostSlabs = std::max(kBandSlabs<High>, kBandSlabs<Low>);
 
   // Warp groups share a tile of keys. Four, beside the loader's, would leave a thread 112 registers: it spills, and near its limit ptxas lays
@@ -72,8 +83,10 @@ struct LongTraits {
     TransactionBarrier k_full[kSlots];
     Barrier q_empty;
     Barrier k_empty[kSlots];
-    Barrier verdict;   // `again` is known
-    uint32_t again;    // whether some row wants one more pass
+    Barrier verdict;                    // `again` is known
+    uint32_t again;                     // whether some row wants one more pass
+    LongJob<kWarpGroups> job;           // known once q_full, until q_empty
+    uint32_t q_phase[4 * kWarpGroups];  // of q_full, for each warp to wait for: registers are short
   };
   static_assert(sizeof(SharedStorage) <= kMaxSmemBytes);
 
@@ -86,7 +99,8 @@ template <class Traits>
 struct LongWork {
   int band, k_row, num_items, first_item;
 
-  // Items of a KV head: its q heads side by side, the longest rows first. Works: the same of all KV heads and both bands side by side.
+  // Items of a KV head: its q heads side by side, the longest rows first. Works, which CTAs take in this order: the same of all KV heads
+  // and both bands side by side.
   CUTE_HOST_DEVICE static int items(LongParams const& p) { return p.select.num_q_heads / p.select.num_kv_heads * p.num_row_tiles; }
   CUTE_HOST_DEVICE static int count(LongParams const& p) {
     return (items(p) + Traits::kWarpGroups - 1) / Traits::kWarpGroups * p.select.batch * p.select.num_kv_heads * 2;
@@ -111,10 +125,5 @@ struct LongWork {
   }
   CUTE_DEVICE int num_tiles(LongParams const& p) const { return (last_sees(p, 0) + kLongColumns - 1) / kLongColumns; }
 };
-
-// A CTA's work of a round: back and forth over the grid, so that every CTA gets about as many columns.
-CUTE_DEVICE int long_work_index(int round) {
-  return round * int(gridDim.x) + (round % 2 == 0 ? int(blockIdx.x) : int(gridDim.x - 1 - blockIdx.x));
-}
 
 }  // namespace prism
