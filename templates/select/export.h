@@ -64,8 +64,6 @@ struct SelectLengths {
 struct ScratchSizes {
   int64_t batch, num_q_heads, num_kv_heads, num_lists, num_q_blocks, num_k_blocks;
 
-  int64_t q_rows() const { return batch * num_q_heads * num_q_blocks; }
-
   void check() const {
     constexpr int64_t kMax = std::numeric_limits<int>::max();
     check_range(batch, "batch", 0, kMax);
@@ -93,7 +91,7 @@ int64_t shape_scratch_floats(SelectShapes<Shape, Longer...>, ScratchSizes const&
   }
   if (!Shape::kPrepared) return 0;
   int64_t const kv_heads = sizes.batch * sizes.num_kv_heads, heads = sizes.batch * sizes.num_q_heads + kv_heads;
-  return sizes.q_rows() * Bands::kHeadDim + kv_heads * KeyHalves<Bands::kHeadDim>::head_floats(int(sizes.num_k_blocks)) + heads * 3;
+  return Kernel::query_floats(sizes.batch * sizes.num_q_heads, int(sizes.num_q_blocks)) + kv_heads * KeyHalves<Bands::kHeadDim>::head_floats(int(sizes.num_k_blocks)) + heads * 3;
 }
 
 // The same whatever the rules.
@@ -124,11 +122,12 @@ void select_start(Launched kernel, SelectParams p, dim3 grid, int64_t smem_bytes
   if constexpr (Kernel::kPrepared) {
     check_range(int64_t(p.batch) * p.num_kv_heads, "batch * kv heads", 0, kMaxGrid);
     p.q_halves = p.scratch;
-    p.k_halves = p.q_halves + int64_t(p.batch) * p.num_q_heads * p.num_q_blocks * Kernel::kHeadDim;
+    p.k_halves = p.q_halves + Kernel::query_floats(int64_t(p.batch) * p.num_q_heads, p.num_q_blocks);
     p.q_totals = p.k_halves + int64_t(p.batch) * p.num_kv_heads * KeyHalves<Kernel::kHeadDim>::head_floats(p.num_k_blocks);
     p.k_totals = p.q_totals + int64_t(p.batch) * p.num_q_heads * 3;
     dim3 const prepare_grid(kPrepareSlices + p.num_q_heads / p.num_kv_heads + 1, p.batch * p.num_kv_heads);
-    start_early(prepare_kernel<Kernel::kHeadDim>, p, prepare_grid, kPrepareThreads, 0, device);
+    using Tile = std::conditional_t<Kernel::kFragments, typename Kernel::Fragments, void>;
+    start_early(prepare_kernel<Kernel::kHeadDim, Tile>, p, prepare_grid, kPrepareThreads, 0, device);
   }
   start_early(kernel, p, grid, Kernel::kThreads, smem_bytes, device);
 }
@@ -204,6 +203,7 @@ void select_launch(TensorView q_mean, TensorView k_mean, TensorView q_energy, Te
     TVM_FFI_THROW(ValueError) << "q_mean has " << num_q_heads << " heads and k_mean " << num_kv_heads
                               << ", expected a multiple of k_mean's";
   }
+  check_range(num_q_heads, "q heads", 1, kMaxGrid);  // and so a product of two numbers of heads fits uint32
   int64_t const heads_per_list = share_group != 0 ? num_q_heads / num_kv_heads : 1, num_lists = num_q_heads / heads_per_list;
   check_shape(q_mean, "q_mean", {batch, num_q_heads, num_q_blocks, Bands::kHeadDim});
   check_sizes(k_mean, "k_mean", {batch, num_kv_heads, num_k_blocks, Bands::kHeadDim});

@@ -16,6 +16,18 @@ CUTE_DEVICE float warp_sum(float x) {
   return x;
 }
 
+// Four sums at once, the bits of warp_sum for each, in 22 instructions instead of 40: lanes soon hold one of them.
+CUTE_DEVICE void warp_sums(float (&x)[4], int lane) {
+  bool const last = lane & 16, odd = lane & 8;
+  float const a = (last ? x[2] : x[0]) + __shfl_xor_sync(kFullWarp, last ? x[0] : x[2], 16);
+  float const b = (last ? x[3] : x[1]) + __shfl_xor_sync(kFullWarp, last ? x[1] : x[3], 16);
+  float sum = (odd ? b : a) + __shfl_xor_sync(kFullWarp, odd ? a : b, 8);
+  CUTE_UNROLL
+  for (int offset = 4; offset > 0; offset /= 2) sum += __shfl_xor_sync(kFullWarp, sum, offset);
+  CUTE_UNROLL
+  for (int i = 0; i < 4; ++i) x[i] = __shfl_sync(kFullWarp, sum, i * 8);
+}
+
 CUTE_DEVICE float warp_max(float x) {
   CUTE_UNROLL
   for (int offset = kWarpSize / 2; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, offset));

@@ -35,9 +35,10 @@ CUTE_DEVICE Exponentials exponentiate(Row& row, float scale) {
     }
     return __float_as_uint(e);
   });
-  float const sum = warp_sum((sums[0] + sums[1]) + (sums[2] + sums[3])), sample = warp_sum(sums[0]);
-  float const centre = warp_sum(first) / sample, variance = warp_sum(second) / sample - centre * centre;
-  return {sum, exp2f(fmaf(top, scale, shift)), centre, sqrtf(fmaxf(variance, 0.f))};
+  float whole[] = {(sums[0] + sums[1]) + (sums[2] + sums[3]), sums[0], first, second};
+  warp_sums(whole, threadIdx.x % kWarpSize);
+  float const centre = whole[2] / whole[1], variance = whole[3] / whole[1] - centre * centre;
+  return {whole[0], exp2f(fmaf(top, scale, shift)), centre, sqrtf(fmaxf(variance, 0.f))};
 }
 
 // Of a fixed-point row. largest: its largest value, up to the 2^-22 by which exp2 may be wrong. centre, width: of its values.

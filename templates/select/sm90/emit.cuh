@@ -33,8 +33,8 @@ CUTE_DEVICE void store_if(bool yes, int32_t* to, int32_t value) {
 // asks, past the row's end too. Each word is written by the whole warp, a lane a column. (A lane a word, put together in shared memory,
 // took 490 instructions for a dense row of 16 words instead of 180, and its stores collided in one bank.)
 template <class KeptWord>
-CUTE_DEVICE void emit_list(SelectParams const& p, int64_t out_row, int q_block, int wanted, KeptWord const& kept_word) {
-  int const lane = threadIdx.x % kWarpSize, num_visible = p.num_visible(q_block), num_words = mask_words(num_visible);
+CUTE_DEVICE void emit_list(SelectParams const& p, int64_t out_row, int q_block, int num_visible, int wanted, KeptWord const& kept_word) {
+  int const lane = threadIdx.x % kWarpSize, num_words = mask_words(num_visible);
   uint32_t const own = 1u << lane, before = own - 1u;
   int32_t* out = p.block_indices + out_row * p.max_blocks;
   asm("" : "+l"(out));  // one address, which the compiler would make anew for every store
@@ -47,17 +47,24 @@ CUTE_DEVICE void emit_list(SelectParams const& p, int64_t out_row, int q_block, 
     count += __shfl_sync(kFullWarp, end, kWarpSize - 1);
     int const words = min(kBatchWords, num_words - first);
     int column = first * kWarpSize + lane;
-    #pragma unroll 4
-    for (int w = 0; w < words; ++w, column += kWarpSize) {
-      uint32_t const bits = __shfl_sync(kFullWarp, kept, w);
-      int const place = __shfl_sync(kFullWarp, start, w) + __popc(bits & before);
-      store_if(bits & own, out + place, column);
+    for (int four = 0; four < words; four += kGroupWords) {  // words past the row's end keep nothing
+      CUTE_UNROLL
+      for (int w = four; w < four + kGroupWords; ++w, column += kWarpSize) {
+        uint32_t const bits = __shfl_sync(kFullWarp, kept, w);
+        int const place = __shfl_sync(kFullWarp, start, w) + __popc(bits & before);
+        store_if(bits & own, out + place, column);
+      }
     }
   }
   if (lane == 0) {
     p.block_counts[out_row] = count;
     if (p.wanted_counts != nullptr) p.wanted_counts[out_row] = p.may_overflow() ? wanted : count;
   }
+}
+
+template <class KeptWord>
+CUTE_DEVICE void emit_list(SelectParams const& p, int64_t out_row, int q_block, int wanted, KeptWord const& kept_word) {
+  emit_list(p, out_row, q_block, p.num_visible(q_block), wanted, kept_word);
 }
 
 // A row's fixed-point probabilities, 0 where not visible.

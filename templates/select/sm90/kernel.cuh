@@ -34,10 +34,12 @@ struct SelectKernel {
   static constexpr int kThreads = Config::kThreads;
   static constexpr int kCluster = Config::kCluster;
   static constexpr bool kPrepared = Config::kPrepared;
-  static constexpr int kWide = 1;  // 16 columns a unit: 32 would read q half as often, but take all 128 registers beside rows of 64 words
+  static constexpr bool kGroup = kMode == SelectMode::kGroup, kPlain = kMode == SelectMode::kPlain;
+  static constexpr bool kFragments = kPrepared && kPlain;  // q comes as fragments: a tile's rows are neighbours
+  // 16 columns a unit, or 32 where no cluster shares them: q is read half as often.
+  static constexpr int kWide = kFragments && kCluster == 1 ? 2 : 1;
   static constexpr int kLeastWords = 2 * kStepWords;  // both bands of a row, each read in whole steps
   static constexpr int kWords = Config::kWords < kLeastWords ? kLeastWords : Config::kWords;  // that a row has room for
-  static constexpr bool kGroup = kMode == SelectMode::kGroup, kPlain = kMode == SelectMode::kPlain;
   static constexpr int kWarps = kThreads / kWarpSize;
   static constexpr int kCtaRows = kTileRows / kCluster;     // rows of a tile that a CTA owns
   static constexpr int kMaxHeads = kGroup ? kCtaRows : 1;   // q heads of a list: their rows lie in one CTA
@@ -52,6 +54,14 @@ struct SelectKernel {
   static_assert(kTileRows % kMmaRows == 0 && kThreads % kWarpSize == 0);
   static_assert(kCtaRows % kHalfRows == 0 || kHalfRows % kCtaRows == 0, "a CTA's rows must not straddle half tiles");
   static_assert(kCluster == 1 || kCluster == 2 || kCluster == 4 || kCluster == 8, "the portable cluster sizes");
+
+  using Fragments = TileFragments<High, Low, kTileRows>;
+
+  // Of what prepare.cuh makes of q, whatever the mode.
+  CUTE_HOST_DEVICE static int64_t query_floats(int64_t heads, int num_q_blocks) {
+    int64_t const rows = int64_t(num_q_blocks) * kHeadDim, tiles = Fragments::of_rows(num_q_blocks) * int64_t(sizeof(Fragments) / sizeof(float));
+    return heads * (rows > tiles ? rows : tiles);
+  }
 
   // Row r of a tile is owned by CTA r / kCtaRows and stands there for query block (r % kCtaRows) / heads and head r % heads.
   struct Tile {
@@ -68,6 +78,8 @@ struct SelectKernel {
     };
     QueryFragments<Low, kTileRows> q_low;
     float row_down[kTileRows];  // undoes the scaling of a row's q mean
+    int num_visible[kTileRows];
+    CutRule rules[kBands];
     std::conditional_t<kPrepared, NoEnergies, Energies> energies;
     float scales[kMaxHeads][kBands];  // with kPrepared: from a score of a list's head to its logit, but for prefix calibration
     cutlass::arch::ClusterTransactionBarrier full;  // the scores of a phase have arrived here, and this CTA's lanes have read q's fragments
@@ -76,6 +88,7 @@ struct SelectKernel {
   };
 
   CUTE_HOST_DEVICE static int heads(SelectParams const& p) { return kGroup ? p.heads_per_list : 1; }
+  CUTE_HOST_DEVICE static int num_lists(SelectParams const& p) { return kGroup ? p.num_kv_heads : p.num_q_heads; }
   CUTE_HOST_DEVICE static int cta_blocks(SelectParams const& p) { return kCtaRows / heads(p); }
   CUTE_HOST_DEVICE static int num_row_tiles(SelectParams const& p) {
     int const tile_blocks = kCluster * cta_blocks(p);
@@ -114,38 +127,61 @@ struct SelectKernel {
 
   // Tiles are counted by their list first, so that the lists of a KV head meet in L2 with its k_mean; then by rows, longest first.
   CUTE_DEVICE static Tile tile_at(SelectParams const& p, int list, int row_place, int batch) {
-    int const lists = p.num_lists(), list_row = batch * lists + list, tile_blocks = kCluster * cta_blocks(p);
+    int const lists = num_lists(p), list_row = batch * lists + list, tile_blocks = kCluster * cta_blocks(p);
     int const first = (num_row_tiles(p) - 1 - row_place) * tile_blocks;
-    return {list, list_row, list_row * heads(p), list_row / (lists / p.num_kv_heads), first, min(tile_blocks, p.num_q_blocks - first)};
+    int const kv_head = int(unsigned(list) * unsigned(p.num_kv_heads) / unsigned(lists));
+    return {list,  list_row, list_row * heads(p), batch * p.num_kv_heads + kv_head,
+            first, min(tile_blocks, p.num_q_blocks - first)};
   }
 
-  // Where the block means and energies of a tile's row are, in blocks; rows that stand for nothing repeat others.
-  CUTE_DEVICE static int64_t block_of_row(SelectParams const& p, Tile const& tile, int row) {
+  // The query block of a tile's row; rows that stand for nothing repeat others.
+  CUTE_DEVICE static int q_block_of_row(SelectParams const& p, Tile const& tile, int row) {
     int const blocks = cta_blocks(p), index = row % kCtaRows;
-    int const block = min(row / kCtaRows * blocks + min(index / heads(p), blocks - 1), tile.num_blocks - 1);
-    return int64_t(tile.q_row + index % heads(p)) * p.num_q_blocks + tile.first_block + block;
+    return tile.first_block + min(row / kCtaRows * blocks + min(index / heads(p), blocks - 1), tile.num_blocks - 1);
+  }
+
+  // Where its mean and energies are, in blocks.
+  CUTE_DEVICE static int64_t block_of_row(SelectParams const& p, Tile const& tile, int row) {
+    return int64_t(tile.q_row + row % kCtaRows % heads(p)) * p.num_q_blocks + q_block_of_row(p, tile, row);
   }
 
   // Stages the tile's q means, and leaves this CTA's part of the sums of energies.
   CUTE_DEVICE static void stage(SelectParams const& p, SharedStorage& shared, Tile const& tile, int rank) {
+    if constexpr (!kPrepared) shared.energies.sum(p, tile.q_row, tile.k_row, heads(p), rank);
+    auto const scale = [&](int row) {
+      return half_scale(__ldg(p.q_energy + block_of_row(p, tile, row) * kComponents + kAllDims));
+    };
+    if constexpr (kFragments) {
+      auto const* tiles = reinterpret_cast<Fragments const*>(p.q_halves) + int64_t(tile.q_row) * num_row_tiles(p);
+      Fragments const& from = tiles[tile.first_block / kTileRows];
+      shared.q_high.template copy<kThreads>(from.high);
+      shared.q_low.template copy<kThreads>(from.low);
+    } else {
+      float const* q_mean = kPrepared ? p.q_halves : p.q_mean;
+      auto const mean = [&](int row) { return q_mean + block_of_row(p, tile, row) * kHeadDim; };
+      auto const up = [&](int row) { return scale(row).up; };
+      shared.q_high.template stage<kThreads, kPrepared>(mean, up);
+      shared.q_low.template stage<kThreads, kPrepared>(mean, up);
+    }
+    #pragma unroll 1
+    for (int row = threadIdx.x; row < kTileRows; row += kThreads) {
+      shared.row_down[row] = scale(row).down;
+      shared.num_visible[row] = p.num_visible(q_block_of_row(p, tile, row));
+    }
+  }
+
+  // What rows are scaled and cut by: one warp's work, which the others need after the scores only.
+  CUTE_DEVICE static void make_rules(SelectParams const& p, SharedStorage& shared, int lane) {
+    Tile const& tile = shared.tile;
+    if (lane < kBands) shared.rules[lane] = CutRule(p.cut_kind, __ldg(p.thresholds + tile.list * kBands + lane));
     if constexpr (kPrepared) {
-      for (int i = threadIdx.x; i < heads(p) * kBands; i += kThreads) {
+      #pragma unroll 1
+      for (int i = lane; i < heads(p) * kBands; i += kWarpSize) {
         PreparedSums const sums(p, tile.q_row, tile.k_row);
         shared.scales[i / kBands][i % kBands] = logit_scale<High::kDims, Low::kDims, kHeadDim, false>(
             p, sums, i % kBands, i / kBands, heads(p), tile.q_row, tile.k_row, 0);
       }
-    } else {
-      shared.energies.sum(p, tile.q_row, tile.k_row, heads(p), rank);
     }
-    float const* q_mean = kPrepared ? p.q_halves : p.q_mean;
-    auto const mean = [&](int row) { return q_mean + block_of_row(p, tile, row) * kHeadDim; };
-    auto const scale = [&](int row) {
-      return half_scale(__ldg(p.q_energy + block_of_row(p, tile, row) * kComponents + kAllDims));
-    };
-    auto const up = [&](int row) { return scale(row).up; };
-    shared.q_high.template stage<kThreads, kPrepared>(mean, up);
-    shared.q_low.template stage<kThreads, kPrepared>(mean, up);
-    for (int row = threadIdx.x; row < kTileRows; row += kThreads) shared.row_down[row] = scale(row).down;
   }
 
   // Step 4 for this CTA's columns of one band. rows: the owners' rows of scores.
@@ -158,13 +194,13 @@ struct SelectKernel {
                                     : p.k_mean + int64_t(shared.tile.k_row) * p.k_capacity * kHeadDim;
     float const* k_energy = p.k_energy + int64_t(shared.tile.k_row) * p.k_capacity * kComponents;
     int const num_units = num_groups(num_cols) * Unit::kPerGroup, lane = threadIdx.x % kWarpSize;
+    typename Unit::Keys const keys(k_mean, k_energy, lane);
     #pragma unroll 1
     for (int unit = rank * step + first; unit < num_units; unit += step * kCluster) {
-      int const group = unit / Unit::kPerGroup, place_in_group = unit % Unit::kPerGroup;
       // Where CTAs own fewer rows than a half tile has, its lanes send to several.
       int const own_row = lane / 4 % kCtaRows, own_rank = lane / 4 / kCtaRows;
-      float* place = rows + group * kGroupCols + place_in_group * Unit::kCols + lane % 4 * kGroupWords + own_row * stride;
-      Unit::run(q, k_mean, k_energy, group, place_in_group, num_cols, [&](int half_tile, int part, float4 const& scores) {
+      float* place = rows + unit * Unit::kCols + lane % 4 * kGroupWords + own_row * stride;
+      Unit::run(q, keys, unit, num_cols, [&](int half_tile, int part, float4 const& scores) {
         int const owner = half_tile * kHalfRows / kCtaRows + own_rank, row = half_tile * kHalfRows % kCtaRows;
         float* target = place + part * kLanesCols + row * stride;
         if constexpr (kCluster == 1) *reinterpret_cast<float4*>(target) = scores;
@@ -239,12 +275,12 @@ struct SelectKernel {
     bool owes_free = kCluster > 1 && end_band < kBands;  // a later phase sends scores here once more
     #pragma unroll 1
     for (int band = first_band; band < end_band; ++band) {
-      CutRule const rule(p.cut_kind, __ldg(p.thresholds + tile.list * kBands + band));
+      CutRule const rule = shared.rules[band];
       #pragma unroll 1
       for (int index = warp; index < blocks; index += kWarps) {
         if (rank * blocks + index >= tile.num_blocks) break;
-        int const q_block = tile.first_block + rank * blocks + index, num_visible = p.num_visible(q_block);
-        int const row_index = index * heads(p);
+        int const q_block = tile.first_block + rank * blocks + index, row_index = index * heads(p);
+        int const num_visible = shared.num_visible[rank * kCtaRows + row_index];
         float* scores = rows + row_index * stride + (band - first_band) * kBandFloats;
         AnyRow row(scores, num_visible, lane);
         bool const last = index + kWarps >= blocks;
@@ -270,12 +306,14 @@ struct SelectKernel {
   }
 
   // The lists of this CTA.
-  CUTE_DEVICE static void emit_rows(SelectParams const& p, Tile const& tile, uint32_t const* masks, int rank) {
+  CUTE_DEVICE static void emit_rows(SelectParams const& p, SharedStorage const& shared, uint32_t const* masks, int rank) {
+    Tile const& tile = shared.tile;
     __syncwarp();  // lanes read words that others wrote; a list's mask is read by the warp that wrote it
     int const words = mask_words(p.num_k_blocks), blocks = cta_blocks(p);
     for (int index = cutlass::canonical_warp_idx_sync(); index < blocks; index += kWarps) {
       if (rank * blocks + index >= tile.num_blocks) break;
       int const q_block = tile.first_block + rank * blocks + index;
+      int const num_visible = shared.num_visible[rank * kCtaRows + index * heads(p)];
       uint32_t const* mask = masks + index * words;
       int wanted = 0;
       if (!kPlain && p.may_overflow()) {
@@ -283,7 +321,7 @@ struct SelectKernel {
         if (wanted > p.max_blocks) mask += blocks * words;  // what fits
       }
       int64_t const out_row = int64_t(tile.list_row) * p.num_q_blocks + q_block;
-      emit_list(p, out_row, q_block, wanted, [&](int word) { return word < words ? mask[word] : 0u; });
+      emit_list(p, out_row, q_block, num_visible, wanted, [&](int word) { return word < words ? mask[word] : 0u; });
     }
   }
 
@@ -297,10 +335,11 @@ struct SelectKernel {
     __syncthreads();
     if constexpr (kCluster > 1) cute::cluster_wait();  // every CTA runs, and its barriers are ready
     if constexpr (!kPrepared) shared.energies.share(heads(p), rank, shared.full);
+    if (warp == kWarps / 2 - 1) make_rules(p, shared, threadIdx.x % kWarpSize);  // of the warps that may have the smaller band
     bool const both = !kInScratch && both_bands(p.num_k_blocks);
     #pragma unroll 1
     for (int band = 0; band < kBands; band += both ? kBands : 1) {
-      int const num_cols = p.num_visible(shared.tile.first_block + shared.tile.num_blocks - 1);
+      int const num_cols = shared.num_visible[kTileRows - 1];  // the last block's, or what repeats it
       if (kCluster > 1 && threadIdx.x == 0) {
         int const scores = num_groups(num_cols) * kGroupCols * kCtaRows * (both ? kBands : 1);
         int const floats = scores + (band == 0 && !kPrepared ? Energies::num_shared(heads(p)) : 0);
@@ -325,7 +364,7 @@ struct SelectKernel {
       }
       select_rows<kInScratch>(p, shared, band, both ? kBands : band + 1, rows, masks, rank);
     }
-    emit_rows(p, shared.tile, masks, rank);
+    emit_rows(p, shared, masks, rank);
   }
 
   template <bool kInScratch>
