@@ -359,29 +359,48 @@ class Consumer {
   // K needs no mask of its own: no valid row sees past it.
   template <class S>
   __device__ __forceinline__ void mask(S& tSrS, Step const& step) const {
-    constexpr int kTokens = Traits::kEntryTokens, kGroups = kTokens / 8;  // of eight columns, of which a thread has two
-    static_assert(kTokens % 8 == 0);
+    constexpr int kTokens = Traits::kEntryTokens;
     if (!step.masked()) return;
+    if constexpr (Traits::kHeadsPerList == 1) {
+      mask_by_groups(tSrS, step);
+    } else {
+      int const first_row_sees = position0_ + params_.prefix;
+      int last_visible[Traits::kEntriesPerStep][2];  // in the entry, of this thread's two rows and its first column
+      CUTE_UNROLL
+      for (int e = 0; e < Traits::kEntriesPerStep; ++e) {
+        Entry const entry = step.entries[e];
+        CUTE_UNROLL
+        for (int r = 0; r < 2; ++r) {
+          int const sees = first_row_sees + (row_in_tile() + 8 * r) / Traits::kHeadsPerList;
+          last_visible[e][r] = e == 0 || entry.exists() ? sees - entry.index() * kTokens - 2 * (thread_ % 4) : INT_MIN / 2;
+        }
+      }
+      CUTE_UNROLL
+      for (int i = 0; i < cute::size(tSrS); ++i) {
+        int const column = 8 * (i / 4) + i % 2;
+        if (column % kTokens > last_visible[column / kTokens][(i / 2) % 2]) tSrS(i) = -INFINITY;
+      }
+    }
+  }
+
+  // The same where rows are positions. Of eight columns a thread has two, and its second row lies 8 below its first and sees eight
+  // columns more: one comparison serves both, a group apart.
+  template <class S>
+  __device__ __forceinline__ void mask_by_groups(S& tSrS, Step const& step) const {
+    constexpr int kTokens = Traits::kEntryTokens, kGroups = kTokens / 8;
+    static_assert(kTokens % 8 == 0);
+    int const sees = position0_ + params_.prefix + row_in_tile() - 2 * (thread_ % 4);
     CUTE_UNROLL
     for (int e = 0; e < Traits::kEntriesPerStep; ++e) {
       Entry const entry = step.entries[e];
-      auto const hide = [&](int n, int r, int c, bool hidden) {
-        if (0 <= n && n < kGroups && hidden) tSrS(4 * (e * kGroups + n) + 2 * r + c) = -INFINITY;
-      };
-      auto const last_visible = [&](int row) {  // in the entry, from this thread's first column
-        int const sees = position0_ + params_.prefix + row / Traits::kHeadsPerList - 2 * (thread_ % 4);
-        return e == 0 || entry.exists() ? sees - entry.index() * kTokens : INT_MIN / 2;
-      };
-      // A thread's second row lies 8 below its first. Where that is 8 positions it sees one group more, and one comparison serves both.
-      constexpr bool kShared = Traits::kHeadsPerList == 1;
-      int const first = last_visible(row_in_tile()), second = kShared ? first : last_visible(row_in_tile() + 8);
+      int const last_visible = e == 0 || entry.exists() ? sees - entry.index() * kTokens : INT_MIN / 2;
       CUTE_UNROLL
-      for (int n = kShared ? -1 : 0; n < kGroups; ++n) {
+      for (int n = -1; n < kGroups; ++n) {
         CUTE_UNROLL
         for (int c = 0; c < 2; ++c) {
-          bool const hidden = 8 * n + c > first;
-          hide(n, 0, c, hidden);
-          hide(kShared ? n + 1 : n, 1, c, kShared ? hidden : 8 * n + c > second);
+          bool const hidden = 8 * n + c > last_visible;
+          if (n >= 0 && hidden) tSrS(4 * (e * kGroups + n) + c) = -INFINITY;
+          if (n + 1 < kGroups && hidden) tSrS(4 * (e * kGroups + n + 1) + 2 + c) = -INFINITY;
         }
       }
     }
