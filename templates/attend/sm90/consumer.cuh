@@ -397,7 +397,7 @@ class Consumer {
     *reinterpret_cast<cutlass::Array<Element, kSize>*>(tOrP.data()) = convert(from);
   }
 
-  // What is left of a tile but its last P V: the row sums, the LSE, and whether every warp's last product has read its part of Q.
+  // What is left of a tile but its last P V: the row sums, the LSE, and that every warp's last Q K^T has read its part of Q.
   template <class Softmax>
   __device__ __forceinline__ void close(Tile const& tile, Softmax& softmax) const {
     float lse[Softmax::kRows];

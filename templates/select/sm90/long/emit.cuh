@@ -7,7 +7,7 @@
 
 namespace prism {
 
-constexpr int kEmitThreads = 256, kEmitCtas = 5;  // of an SM, whose shared memory holds no more
+constexpr int kEmitThreads = 256, kEmitCtas = 5;  // of an SM; more were not tried
 
 // A warp's part of a list: the columns of 32 words of its mask, from the 16 bytes of the list in which they begin.
 struct ListPart {
