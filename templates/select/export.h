@@ -91,7 +91,8 @@ int64_t shape_scratch_floats(SelectShapes<Shape, Longer...>, ScratchSizes const&
   }
   if (!Shape::kPrepared) return 0;
   int64_t const kv_heads = sizes.batch * sizes.num_kv_heads, heads = sizes.batch * sizes.num_q_heads + kv_heads;
-  return Kernel::query_floats(sizes.batch * sizes.num_q_heads, int(sizes.num_q_blocks)) + kv_heads * KeyHalves<Bands::kHeadDim>::head_floats(int(sizes.num_k_blocks)) + heads * 3;
+  int64_t const k_floats = kv_heads * KeyHalves<Bands::kHeadDim>::head_floats(int(sizes.num_k_blocks));
+  return Kernel::query_floats(sizes.batch * sizes.num_q_heads, int(sizes.num_q_blocks)) + k_floats + heads * kComponents;
 }
 
 // The same whatever the rules.
@@ -124,10 +125,12 @@ void select_start(Launched kernel, SelectParams p, dim3 grid, int64_t smem_bytes
     p.q_halves = p.scratch;
     p.k_halves = p.q_halves + Kernel::query_floats(int64_t(p.batch) * p.num_q_heads, p.num_q_blocks);
     p.q_totals = p.k_halves + int64_t(p.batch) * p.num_kv_heads * KeyHalves<Kernel::kHeadDim>::head_floats(p.num_k_blocks);
-    p.k_totals = p.q_totals + int64_t(p.batch) * p.num_q_heads * 3;
+    p.k_totals = p.q_totals + int64_t(p.batch) * p.num_q_heads * kComponents;
     constexpr int kSlices = Kernel::kFragments ? kFragmentSlices : kPrepareSlices;
     dim3 const prepare_grid(kSlices + p.num_q_heads / p.num_kv_heads + 1, p.batch * p.num_kv_heads);
-    using Tile = std::conditional_t<Kernel::kFragments, typename Kernel::Fragments, void>;
+    using Fragments = typename Kernel::Fragments;
+    static_assert(!Kernel::kFragments || kSlices >= Fragments::kPairs, "a CTA of prepare takes one pair of chunks");
+    using Tile = std::conditional_t<Kernel::kFragments, Fragments, void>;
     start_early(prepare_kernel<Kernel::kHeadDim, Tile>, p, prepare_grid, kPrepareThreads, 0, device);
   }
   start_early(kernel, p, grid, Kernel::kThreads, smem_bytes, device);
@@ -210,8 +213,8 @@ void select_launch(TensorView q_mean, TensorView k_mean, TensorView q_energy, Te
   check_sizes(k_mean, "k_mean", {batch, num_kv_heads, num_k_blocks, Bands::kHeadDim});
   check_strides(q_mean, "q_mean");
   check_strides(k_mean, "k_mean");
-  check_shape(q_energy, "q_energy", {batch, num_q_heads, num_q_blocks, 3});
-  check_sizes(k_energy, "k_energy", {batch, num_kv_heads, num_k_blocks, 3});
+  check_shape(q_energy, "q_energy", {batch, num_q_heads, num_q_blocks, kComponents});
+  check_sizes(k_energy, "k_energy", {batch, num_kv_heads, num_k_blocks, kComponents});
   int64_t const k_capacity = head_capacity(k_mean, "k_mean"), energy_capacity = head_capacity(k_energy, "k_energy");
   if (energy_capacity != k_capacity) {
     TVM_FFI_THROW(ValueError) << "k_energy has room for " << energy_capacity << " blocks a head, k_mean for " << k_capacity

@@ -10,6 +10,10 @@ namespace prism {
 constexpr int64_t kMaxSmemBytes = 227 * 1024;  // dynamic shared memory of one CTA, sm90
 constexpr int kMaxTokens = 1 << 29;  // of a sequence or a block: sums of two stay inside int32
 
+constexpr int kBands = 2;       // high, low
+constexpr int kComponents = 3;  // of an energy: high band, low band, all dims
+constexpr int kAllDims = 2;
+
 enum class CutKind : int { kTopP = 0, kTopK = 1, kDensity = 2 };  // what a threshold is (method.md step 5)
 
 // What a kernel is compiled for: the paper's rules for lists of one q head, without probs; any rules for them; any for lists of a group.

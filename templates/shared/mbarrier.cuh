@@ -18,6 +18,13 @@ __device__ __forceinline__ void arrive_at(Barrier const& barrier) {
   barrier.arrive();
 }
 
+// A warp's one arrival, once every lane of it has come here.
+template <class Barrier>
+__device__ __forceinline__ void arrive_warp_at(Barrier const& barrier) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) arrive_at(barrier);
+}
+
 // At the barrier that lies where `barrier` does in CTA `rank` of a cluster of kCluster; rank may be this CTA's own.
 template <int kCluster, class Barrier>
 __device__ __forceinline__ void arrive_at_peer(Barrier const& barrier, int rank) {

@@ -51,10 +51,10 @@ class Consumer {
       issue(tSrS);
       cute::warpgroup_wait<0>();
       pass_turn();
-      release(smem_.k_empty[k_ring_.slot]);
+      arrive_warp_at(smem_.k_empty[k_ring_.slot]);
       k_ring_.advance();
       if (n + 1 == tile.num_k_tiles) {  // the next rows are on their way while this tile's exponentials are taken
-        release(smem_.q_empty[warp_group_]);
+        arrive_warp_at(smem_.q_empty[warp_group_]);
         q_ring_.advance();
       }
       if ((n + 1) * kTileColumns > first_sees) mask(tSrS, n);
@@ -141,12 +141,6 @@ class Consumer {
   }
 
   __device__ __forceinline__ int row_in_tile() const { return kWarpRows * (thread_ / 32) + (thread_ % 32) / 4; }  // of r = 0
-
-  template <class Barrier>
-  __device__ __forceinline__ void release(Barrier const& barrier) const {
-    __syncwarp();
-    if (thread_ % 32 == 0) arrive_at(barrier);
-  }
 
   Params const& params_;
   Storage& smem_;

@@ -10,10 +10,6 @@
 
 namespace prism {
 
-constexpr int kBands = 2;       // high, low
-constexpr int kComponents = 3;  // of an energy: high band, low band, all dims
-constexpr int kAllDims = 2;
-
 // The sums over all blocks of the energies of a list's q heads and, as the last side, of its KV head. Each CTA of a cluster adds up a
 // part and gives it to all. kMaxSides: of q heads and the KV head together.
 template <int kMaxSides, int kWarps, int kCluster>

@@ -12,7 +12,7 @@
 
 namespace prism {
 
-constexpr int kMmaRows = 16;         // SM80_16x8x16: rows of A, columns of B
+constexpr int kMmaRows = 16;  // SM80_16x8x16: rows of A, columns of B
 constexpr int kMmaCols = 8;
 constexpr int kHalfRows = 8;         // rows g and g + 8 of lane 4g + t
 
@@ -126,6 +126,8 @@ struct TileFragments {
   static constexpr int kRows = kTileRows;
   QueryFragments<HighBand, kTileRows> high;
   QueryFragments<LowBand, kTileRows> low;
+
+  static constexpr int kPairs = QueryFragments<HighBand, kTileRows>::kPairs + QueryFragments<LowBand, kTileRows>::kPairs;
 
   CUTE_HOST_DEVICE static int of_rows(int rows) { return (rows + kTileRows - 1) / kTileRows; }
 };

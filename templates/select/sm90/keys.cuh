@@ -1,6 +1,7 @@
 // The k side: how a row of scores is cut into groups of columns, and what a warp reads to make some of them.
 #pragma once
 
+#include "select/params.h"
 #include "select/sm90/fragments.cuh"
 
 namespace prism {
@@ -43,7 +44,7 @@ struct KeyHalves {
   }
 };
 
-// What a lane reads of a head's keys to make scores: their means and energies,
+// What a lane reads of a head's keys to make scores. Their means and energies:
 template <class Band, int kHeadDim, int kNTiles, bool kPrepared>
 struct UnitKeys {
   float const *mean, *energy;  // of the head
@@ -84,7 +85,7 @@ struct UnitKeys {
     CUTE_UNROLL
     for (int n = 0; n < kNTiles; ++n) {
       int const column = min(first + n % 2 * 2 * kWarpSize + n / 2 * 4, num_cols - 1);
-      unit.energy[n] = __ldg(energy + column * 3 + 2);
+      unit.energy[n] = __ldg(energy + column * kComponents + kAllDims);
       unit.rows[n] = mean + column * kHeadDim + 4 * (lane % 4);
       asm("" : "+l"(unit.rows[n]));
     }
@@ -92,7 +93,7 @@ struct UnitKeys {
   }
 };
 
-// or what prepare.cuh made of them.
+// Or what prepare.cuh made of them:
 template <class Band, int kHeadDim, int kNTiles>
 struct UnitKeys<Band, kHeadDim, kNTiles, true> {
   using Halves = KeyHalves<kHeadDim>;

@@ -27,7 +27,7 @@ template <int kHeadDim, class Tile>
 CUTE_DEVICE void prepare_fragments(float const* mean, float const* energy, Tile* tiles, int heads, int rows, int cta, int ctas) {
   using High = decltype(Tile::high);
   using Low = decltype(Tile::low);
-  constexpr int kLanes = kWarpSize * High::kMTiles, kPairs = High::kPairs + Low::kPairs;
+  constexpr int kLanes = kWarpSize * High::kMTiles, kPairs = Tile::kPairs;
   int const own = cta % kPairs, pair = own < High::kPairs ? own : own - High::kPairs, lane = threadIdx.x % kWarpSize;
   int dims = 0;  // this lane's four begin here
   auto const find = [&](auto const* of_band, int first_pair) {

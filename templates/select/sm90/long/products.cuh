@@ -7,13 +7,6 @@
 
 namespace prism {
 
-// Once every lane of the warp has come here.
-template <class Barrier>
-CUTE_DEVICE void release(Barrier const& barrier) {
-  __syncwarp();
-  if (threadIdx.x % 32 == 0) arrive_at(barrier);
-}
-
 template <class Traits>
 class LongProducts {
  public:
@@ -54,21 +47,21 @@ class LongProducts {
       warpgroup_commit_batch();
       if (slab > 0) {
         warpgroup_wait<1>();
-        release(smem_.k_empty[before]);
+        arrive_warp_at(smem_.k_empty[before]);
       }
       before = slot;
       k_ring_.advance();
     }
     warpgroup_wait<0>();
     warpgroup_fence_operand(acc);
-    release(smem_.k_empty[before]);
+    arrive_warp_at(smem_.k_empty[before]);
   }
 
   // Past a tile that the warp group does not see.
   CUTE_DEVICE void pass_by(int slabs) {
     for (int slab = 0; slab < slabs; ++slab) {
       wait_at(smem_.k_full[k_ring_.slot], k_ring_.phase);
-      release(smem_.k_empty[k_ring_.slot]);
+      arrive_warp_at(smem_.k_empty[k_ring_.slot]);
       k_ring_.advance();
     }
   }
