@@ -96,6 +96,7 @@ MISTAKES: dict[str, tuple[Mistake, ...]] = {
             for name in ("q_mean", "k_energy", "thresholds", "block_counts", "wanted_counts")
             for mistake in _tensor_mistakes(name)
         ),
+        Mistake("q_mean", "heads-beyond-a-grid", lambda mean: mean[:, :1].expand(-1, 1 << 16, -1, -1), says="q heads"),
         Mistake("block_indices", "no-room-for-forced-blocks", lambda indices: indices[..., :1].contiguous()),
         Mistake("cut_kind", "unknown", lambda _: 3),
         Mistake("seqlen_q", "longer-than-k", lambda _: 301),
