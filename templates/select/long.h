@@ -22,19 +22,20 @@ struct LongRows {
 // Parts of the scratch, in bytes from its start.
 template <class Traits>
 struct LongScratch {
-  int64_t q_slabs, k_slabs, k_down, totals, claimed, kept, lists, end;
+  int64_t const row_tiles, tiles;
+  int64_t q_slabs, k_slabs, k_down, totals, claimed, masked, kept, lists, end = 0;
 
-  LongScratch(int64_t batch, int64_t num_q_heads, int64_t num_kv_heads, int64_t num_q_blocks, int64_t num_k_blocks) {
-    constexpr int64_t kTotalsBytes = 3 * sizeof(float), kMaskRowBytes = kTileWords * sizeof(uint32_t);
+  LongScratch(int64_t batch, int64_t num_q_heads, int64_t num_kv_heads, int64_t num_q_blocks, int64_t num_k_blocks)
+      : row_tiles((num_q_blocks + kLongRows - 1) / kLongRows), tiles((num_k_blocks + kLongColumns - 1) / kLongColumns) {
+    constexpr int64_t kTotalsBytes = kComponents * sizeof(float), kMaskRowBytes = kTileWords * sizeof(uint32_t);
     int64_t const q_heads = batch * num_q_heads, kv_heads = batch * num_kv_heads;
-    int64_t const row_tiles = (num_q_blocks + kLongRows - 1) / kLongRows, tiles = (num_k_blocks + kLongColumns - 1) / kLongColumns;
-    end = 0;
     q_slabs = place(q_heads * row_tiles * Traits::kSlabs * kQuerySlabBytes);
     k_slabs = place(kv_heads * tiles * Traits::kSlabs * kKeySlabBytes);
     k_down = place(kv_heads * int64_t(sizeof(float)));
     totals = place((q_heads + kv_heads) * kTotalsBytes);
     claimed = place(sizeof(uint32_t));
-    kept = place(q_heads * 2 * row_tiles * kLongRows * tiles * kMaskRowBytes);
+    masked = place(q_heads * row_tiles * int64_t(sizeof(uint32_t)));
+    kept = place(q_heads * kBands * row_tiles * kLongRows * tiles * kMaskRowBytes);
     lists = place(int64_t(kMostLongCtas) * Traits::kWarpGroups * kLongRows * kListEntries * int64_t(sizeof(uint2)));
   }
 
@@ -59,9 +60,9 @@ void long_launch(SelectParams const& select, DLDevice device) {
   using Storage = typename Traits::SharedStorage;
   if (select.batch == 0) return;
   check_range(int64_t(select.batch) * select.num_kv_heads, "batch * kv heads", 0, kMaxGrid);
-  int64_t const heads = select.num_q_heads / select.num_kv_heads, row_tiles = (select.num_q_blocks + kLongRows - 1) / kLongRows;
-  check_range(heads * row_tiles * kLongRows * Traits::kRowChunks, "chunks of a KV head's q blocks", 0, std::numeric_limits<int>::max());
   LongScratch<Traits> const parts = long_scratch<Traits>(select);
+  int64_t const heads = select.num_q_heads / select.num_kv_heads, chunks = heads * parts.row_tiles * kLongRows * Traits::kRowChunks;
+  check_range(chunks, "chunks of a KV head's q blocks", 0, std::numeric_limits<int>::max());
   auto* const scratch = reinterpret_cast<unsigned char*>(select.scratch);
   LongParams p{};
   p.select = select;
@@ -69,12 +70,13 @@ void long_launch(SelectParams const& select, DLDevice device) {
   p.k_slabs = scratch + parts.k_slabs;
   p.k_down = reinterpret_cast<float*>(scratch + parts.k_down);
   p.select.q_totals = reinterpret_cast<float*>(scratch + parts.totals);
-  p.select.k_totals = p.select.q_totals + int64_t(select.batch) * select.num_q_heads * 3;
+  p.select.k_totals = p.select.q_totals + int64_t(select.batch) * select.num_q_heads * kComponents;
   p.claimed = reinterpret_cast<uint32_t*>(scratch + parts.claimed);
+  p.masked = reinterpret_cast<uint32_t*>(scratch + parts.masked);
   p.kept = reinterpret_cast<uint32_t*>(scratch + parts.kept);
   p.lists = reinterpret_cast<uint2*>(scratch + parts.lists);
-  p.num_row_tiles = int(row_tiles);
-  p.num_tiles = (select.num_k_blocks + kLongColumns - 1) / kLongColumns;
+  p.num_row_tiles = int(parts.row_tiles);
+  p.num_tiles = int(parts.tiles);
 
   DeviceGuard const guard(device.device_id);
   dim3 const prepare_grid(1 + unsigned(heads) + kKeySlices + kQuerySlices, select.batch * select.num_kv_heads);
@@ -87,9 +89,7 @@ void long_launch(SelectParams const& select, DLDevice device) {
   auto const emit = emit_long_kernel<kProbs>;
   check_cuda(cudaFuncSetAttribute(emit, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
              "select shared memory carve-out");
-  constexpr int64_t kEmitRows = kEmitThreads / 32;
-  int64_t const rows = int64_t(select.batch) * select.num_q_heads * select.num_q_blocks;
-  start_early(emit, p, dim3(unsigned((rows + kEmitRows - 1) / kEmitRows)), kEmitThreads, 0, device);
+  start_early(emit, p, dim3(unsigned(int64_t(select.batch) * select.num_q_heads * parts.row_tiles * kItemCtas)), kEmitThreads, 0, device);
 }
 
 }  // namespace prism

@@ -17,6 +17,7 @@ constexpr int kSlabRowBytes = 128;
 constexpr int kQuerySlabBytes = kLongRows * kSlabRowBytes;
 constexpr int kKeySlabBytes = kLongColumns * kSlabRowBytes;
 
+constexpr uint32_t kMaskWarps = kBands * 4;  // that write the masks of an item, 64 rows of a q head: a warp group for each band
 constexpr int kListEntries = 96;  // values of a row's bracket, with their columns
 
 struct LongParams {
@@ -25,10 +26,12 @@ struct LongParams {
   unsigned char* k_slabs;  // [batch * num_kv_heads][num_tiles][slabs of both bands]
   float* k_down;           // [batch * num_kv_heads]: undoes the scaling of a head's key means
   uint32_t* kept;          // [batch * num_q_heads][2][num_row_tiles * 64][num_tiles * 4]: bit masks of each band
+  uint32_t* masked;        // [batch * num_q_heads][num_row_tiles]: warps that have written their part of an item's masks
   uint2* lists;            // [CTAs][warp groups][64][kListEntries]
   uint32_t* claimed;       // works that CTAs have taken beyond their first
   int num_row_tiles, num_tiles;
 
+  CUTE_HOST_DEVICE uint32_t* masked_of(int q_row, int row_tile) const { return masked + int64_t(q_row) * num_row_tiles + row_tile; }
   CUTE_HOST_DEVICE uint32_t* kept_row(int q_row, int band, int q_block) const {
     int64_t const rows = int64_t(num_row_tiles) * kLongRows;
     return kept + ((int64_t(q_row) * 2 + band) * rows + q_block) * num_tiles * kTileWords;

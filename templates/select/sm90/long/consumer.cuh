@@ -202,6 +202,13 @@ class LongConsumer {
     Cutoff cutoff[kThreadRows];
     rows.find(bracket, bits.sum_high, bits.sum_between, cutoff);
     rows.keep(cutoff);
+    tell_masked(params_.masked_of(q_row, first_row_ / kLongRows));
+  }
+
+  // Tells the warps that write lists that this one has written its part of an item's masks.
+  CUTE_DEVICE void tell_masked(uint32_t* masked) const {
+    __syncwarp();
+    if (lane() == 0) asm volatile("fence.acq_rel.gpu; red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(masked) : "memory");
   }
 
   // f(scores, tile, first): for each tile that the warp group sees; hidden scores are -inf.

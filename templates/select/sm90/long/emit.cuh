@@ -75,26 +75,47 @@ CUTE_DEVICE void emit_long_list(SelectParams const& p, int64_t out_row, int q_bl
   }
 }
 
-// A warp a list.
-template <bool kProbs>
-__global__ void __launch_bounds__(kEmitThreads, kEmitCtas) emit_long_kernel(__grid_constant__ LongParams const params) {
-  __shared__ ListPart parts[kEmitThreads / kWarpSize];
-  SelectParams const& p = params.select;
-  launch_dependents();
-  await_previous_kernels();
-  int const warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
-  int64_t const row = int64_t(blockIdx.x) * (kEmitThreads / kWarpSize) + warp;
-  if (row >= int64_t(p.batch) * p.num_q_heads * p.num_q_blocks) return;
-  int const q_row = int(row / p.num_q_blocks), q_block = int(row % p.num_q_blocks);
-  int const num_visible = p.num_visible(q_block), words = mask_words(num_visible);
-  uint32_t const *high = params.kept_row(q_row, 0, q_block), *low = params.kept_row(q_row, 1, q_block);
-  emit_long_list(p, row, q_block, parts[warp], [&](int word) { return word < words ? high[word] | low[word] : 0u; });
-  if constexpr (kProbs) {
-    for (int band = 0; band < kBands; ++band) {
-      int32_t* probs = p.probs + ((int64_t(q_row) * kBands + band) * p.num_q_blocks + q_block) * p.num_k_blocks;
-      for (int column = num_visible + lane; column < p.num_k_blocks; column += kWarpSize) probs[column] = 0;
+// Until both bands of an item have left their masks. Past the end of the grid before: its CTAs all run, or have run, when this one does.
+CUTE_DEVICE void await_masks(uint32_t const* masked) {
+  constexpr int kNap = 500;  // ns: a work takes 50 us and more
+  if (threadIdx.x % kWarpSize == 0) {
+    for (;;) {
+      uint32_t warps;
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(warps) : "l"(masked) : "memory");
+      if (warps == kMaskWarps) break;
+      __nanosleep(kNap);
     }
   }
+  __syncwarp();
+}
+
+constexpr int kEmitRows = kEmitThreads / kWarpSize, kItemCtas = kLongRows / kEmitRows;
+
+// A warp a list. CTAs of an SM that has no more works write the lists of items that are done, in the order of works, while other SMs go on.
+template <bool kProbs>
+__global__ void __launch_bounds__(kEmitThreads, kEmitCtas) emit_long_kernel(__grid_constant__ LongParams const params) {
+  __shared__ ListPart parts[kEmitRows];
+  SelectParams const& p = params.select;
+  launch_dependents();
+  int const warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  int const kv_rows = p.batch * p.num_kv_heads, heads = p.num_q_heads / p.num_kv_heads, place = int(blockIdx.x) / kItemCtas;
+  int const k_row = place % kv_rows, item = place / kv_rows;
+  int const q_row = k_row * heads + item % heads, row_tile = params.num_row_tiles - 1 - item / heads;
+  int const q_block = row_tile * kLongRows + int(blockIdx.x) % kItemCtas * kEmitRows + warp;
+  if (q_block < p.num_q_blocks) {
+    await_masks(params.masked_of(q_row, row_tile));
+    int const num_visible = p.num_visible(q_block), words = mask_words(num_visible);
+    uint32_t const *high = params.kept_row(q_row, 0, q_block), *low = params.kept_row(q_row, 1, q_block);
+    int64_t const row = int64_t(q_row) * p.num_q_blocks + q_block;
+    emit_long_list(p, row, q_block, parts[warp], [&](int word) { return word < words ? high[word] | low[word] : 0u; });
+    if constexpr (kProbs) {
+      for (int band = 0; band < kBands; ++band) {
+        int32_t* probs = p.probs + ((int64_t(q_row) * kBands + band) * p.num_q_blocks + q_block) * p.num_k_blocks;
+        for (int column = num_visible + lane; column < p.num_k_blocks; column += kWarpSize) probs[column] = 0;
+      }
+    }
+  }
+  if (blockIdx.x + 1 == gridDim.x) await_previous_kernels();  // so that this grid ends behind the one before
 }
 
 }  // namespace prism

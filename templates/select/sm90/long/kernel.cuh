@@ -31,8 +31,8 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) select_long_kernel(__grid
     cutlass::arch::fence_barrier_init();
   }
   __syncthreads();
-  launch_dependents();
   await_previous_kernels();
+  launch_dependents();  // what makes lists looks at what prepare has cleared
   int const warp_group = cutlass::canonical_warp_group_idx();
   if (warp_group == 0) {
     cutlass::arch::warpgroup_reg_dealloc<Traits::kLoaderRegisters>();

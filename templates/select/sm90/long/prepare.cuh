@@ -85,6 +85,8 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_long_kernel(LongParam
     float const most = most_energy(k_energy, p.num_k_blocks);
     if (threadIdx.x == 0) params.k_down[k_row] = half_scale(most).down;
     if (threadIdx.x == 0 && k_row == 0) *params.claimed = 0;
+    uint32_t* const masked = params.masked_of(first_q_row, 0);
+    for (int i = threadIdx.x; i < heads * params.num_row_tiles; i += kPrepareThreads) masked[i] = 0;
   } else if (head < heads) {
     prepare_total(q_energy(head), p.num_q_blocks, p.q_totals + (first_q_row + head) * kComponents);
   } else if (query_slice < 0) {
