@@ -66,6 +66,9 @@ struct CutoffSearch {
     return true;
   }
 
+  // Whether one value is left, or several equal ones, for low > 0; settled() tells which.
+  CUTE_HOST_DEVICE bool single() const { return high - low <= 1 || sum_low - sum_high < 2 * low; }
+
   // Whether at most `count` values are left, a power of two; the number is not known better than that.
   template <uint32_t count>
   CUTE_HOST_DEVICE bool few() const {

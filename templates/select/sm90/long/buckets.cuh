@@ -22,7 +22,7 @@ struct Buckets {
   static constexpr int kStride = kCount + 4;  // words from row to row: rows fall into different banks, and are read 16 bytes at once
   // Of the deviation of a row's first tile, about its mean: what is to be resolved. The cut-off lies above the mean in rows of few strong
   // columns, below it in even ones. A row of equal values has a deviation of 0.
-  static constexpr float kBelow = 3.5f, kAbove = 4.5f, kLeastDeviation = 0x1p-14f;
+  static constexpr float kBelow = 2.5f, kAbove = 3.5f, kLeastDeviation = 0x1p-14f;
 
   float slope, offset;  // a value lies at slope * octaves + offset, from 0 to 1
 
@@ -52,9 +52,10 @@ CUTE_DEVICE Stretch find_stretch(Buckets const& buckets, uint32_t const* counts,
   constexpr int kFew = 12;      // values: a stretch of fewer grows, since the mass of few values is not known well
   constexpr int kMostMore = 8;  // buckets on either side
   constexpr float kMostStrong = 80.f;
-  constexpr float kMany = 12.f;  // values of one bucket: of more, those about the interpolated place are taken
+  constexpr float kMany = 12.f;  // values of one bucket: of so many, those about the interpolated place are taken
   // By so much the place may be wrong: four deviations of a place among so many values, or fewer where that would not fit into a list.
-  constexpr float kDeviation = 2.f, kMostValues = 40.f, kBend = 0.02f;
+  constexpr float kDeviation = 2.f, kMostValues = 38.f, kBend = 0.01f;
+  constexpr float kTop = 32.f;  // values from the bracket up: so few are taken whole, since the next larger one may lie octaves above
   constexpr float kMargin = 0.15f;                   // of a bucket
   int const thread = threadIdx.x % 4;
   // A value of bucket b is about 2^(first + b * step). The values below the cut-off add up to what is not kept, so it is at least their
@@ -117,13 +118,18 @@ CUTE_DEVICE Stretch find_stretch(Buckets const& buckets, uint32_t const* counts,
     ++more;
     values += count(bucket - more) + count(bucket + more);
   }
-  float const margin = fminf(kDeviation * rsqrtf(here), kMostValues / here) + kBend;  // of the bucket
-  bool const inside = more == 0 && here > kMany;
+  float const margin = fminf(kDeviation * rsqrtf(here) + kBend, kMostValues / here);  // of the bucket
+  bool const inside = more == 0 && here >= kMany;
+  float top = thread == 3 ? last : 0.f;
+  CUTE_UNROLL
+  for (int i = 0; i < kOwn; ++i) top += thread * kOwn + i >= bucket - more ? number[i] : 0.f;
+  top = quad_sum(top);
+  bool const endless = bucket + more >= kLast || top <= kTop;
   float const down = inside ? place - margin : fminf(place - kMargin, -float(more) - (more > 0 ? kMargin : 0.f));
   float const up = inside ? place + margin : fmaxf(place + kMargin, 1.f + float(more) + (more > 0 ? kMargin : 0.f));
   if (strong <= kMostStrong && least_bucket > 0) return {least - 0.01f, INFINITY};  // few strong values: all from there on
   float const origin = first + (float(bucket) - 0.5f) * step;
-  return {bucket - more <= 0 ? -INFINITY : fmaf(down, step, origin), bucket + more >= kLast ? INFINITY : fmaf(up, step, origin)};
+  return {bucket - more <= 0 ? -INFINITY : fmaf(down, step, origin), endless ? INFINITY : fmaf(up, step, origin)};
 }
 
 }  // namespace prism

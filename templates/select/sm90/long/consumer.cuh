@@ -130,7 +130,8 @@ class LongConsumer {
   // trims: whether a row of the warp has more ties than fit into its lists.
   CUTE_DEVICE void bits_pass(RowBracket const (&bracket)[kThreadRows], bool trims, RowBits& bits) {
     bits.start();
-    bits.list = row_list(0);
+    bits.lists = params_.lists;
+    bits.first_entry = first_entry(0);
     bits.stage = cute::cast_smem_ptr_to_uint(warp_counts()) + lane() * 16;
     __syncwarp();  // the counts have been read
     CUTE_UNROLL
@@ -154,6 +155,7 @@ class LongConsumer {
         *place = word;
       }
     });
+    bits.end();
   }
 
   // Of a row with more ties than fit into its lists: the word of the last pass, which kept none of them, with the first of those that are
@@ -192,7 +194,7 @@ class LongConsumer {
     rows.target = fixed_target(rule.threshold);
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
-      rows.list[r] = row_list(r);
+      rows.list[r] = params_.lists + first_entry(r);
       rows.found[r] = bracket[r].decided() ? 0 : bits.found_of(r);
       rows.kept[r] = params_.kept_row(q_row, band_, row_of(r));
       rows.more[r] = warp_counts() + r * kWarpSize + lane();
@@ -264,9 +266,8 @@ class LongConsumer {
   CUTE_DEVICE uint32_t* counts(int r) const { return smem_.counts[warp_group_][row_of(r) - first_row_]; }
   CUTE_DEVICE uint32_t* warp_counts() const { return smem_.counts[warp_group_][thread_ / kWarpSize * 16]; }
   CUTE_DEVICE int cta_warp_group() const { return int(blockIdx.x) * Traits::kWarpGroups + warp_group_; }
-  CUTE_DEVICE uint2* row_list(int r) const {
-    return params_.lists + (int64_t(cta_warp_group()) * kLongRows + row_of(r) - first_row_) * kListEntries;
-  }
+  // Where a row's list begins among all CTAs', of kMostLongCtas * 3 * 64 rows at most.
+  CUTE_DEVICE int first_entry(int r) const { return (cta_warp_group() * kLongRows + row_of(r) - first_row_) * kListEntries; }
   CUTE_DEVICE uint32_t* kept_words(int r) const { return params_.kept_row(q_row_, band_, row_of(r)) + thread_ % 4; }
 
   LongParams const& params_;

@@ -36,19 +36,13 @@ struct ListedRows {
   CUTE_DEVICE void find(RowBracket const (&bracket)[kThreadRows], uint32_t const (&sum_high)[kThreadRows],
                         uint32_t const (&sum_between)[kThreadRows], Cutoff (&cutoff)[kThreadRows]) const {
     CutoffSearch search[kThreadRows] = {begin(bracket[0], 0, sum_high[0], sum_between[0]), begin(bracket[1], 1, sum_high[1], sum_between[1])};
-    bool done[kThreadRows];
-    CUTE_UNROLL
-    for (int r = 0; r < kThreadRows; ++r) cutoff[r] = kKeepAll, done[r] = bracket[r].decided();
+    // Halved, both rows in step and without a branch: a warp takes 9 or 10 turns, of a tenth of the instructions that guesses by interpolation
+    // take, with 6 to 10 turns (lists of flat and peaked rows, simulated on the CPU).
     #pragma unroll 1
-    for (int turn = 1;; ++turn) {
-      CUTE_UNROLL
-      for (int r = 0; r < kThreadRows; ++r) {
-        if (!done[r]) done[r] = search[r].settled(cutoff[r]);
-      }
-      if (__all_sync(kFullWarp, done[0] && done[1])) return;
+    while (!__all_sync(kFullWarp, (bracket[0].decided() || search[0].single()) && (bracket[1].decided() || search[1].single()))) {
       uint32_t probe[kThreadRows], sum[kThreadRows] = {};
       CUTE_UNROLL
-      for (int r = 0; r < kThreadRows; ++r) probe[r] = done[r] ? ~0u : search[r].next_probe(turn);
+      for (int r = 0; r < kThreadRows; ++r) probe[r] = search[r].inside(middle(search[r].low, search[r].high));
       each_held([&](int i, int r) { add_if_at_least(sum[r], held[r][i], probe[r]); });
       CUTE_UNROLL
       for (int r = 0; r < kThreadRows; ++r) {
@@ -57,11 +51,18 @@ struct ListedRows {
       }
       __syncwarp();
       CUTE_UNROLL
-      for (int r = 0; r < kThreadRows; ++r) {
-        sum[r] = sum_high[r] + quad_sum(sum[r]);
-        if (!done[r]) search[r].learn(probe[r], sum[r]);
-      }
+      for (int r = 0; r < kThreadRows; ++r) search[r].learn(probe[r], sum_high[r] + quad_sum(sum[r]));
     }
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) {
+      cutoff[r] = kKeepAll;
+      if (!bracket[r].decided()) search[r].settled(cutoff[r]);
+    }
+  }
+
+  // Between two values, in octaves or nearly so.
+  CUTE_DEVICE static uint32_t middle(uint32_t low, uint32_t high) {
+    return __float2uint_rz(__uint_as_float((__float_as_uint(float(low)) + __float_as_uint(float(high))) / 2));
   }
 
   // Adds to the masks what the cut-offs keep of the lists; of ties the first columns.

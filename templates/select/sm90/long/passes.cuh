@@ -154,10 +154,11 @@ struct RowBits {
   // From a score to log2 of an exponential, as in the first pass, and from that to a fixed-point value.
   float scale[kThreadRows], reference[kThreadRows], unit[kThreadRows];
   uint32_t low[kThreadRows], high[kThreadRows];
-  uint32_t sum_high[kThreadRows], sum_between[kThreadRows];  // of this thread
+  uint32_t sum_high[kThreadRows], sum_between[kThreadRows];  // of this thread; until end(), sum_between[0] is that of both rows
   uint32_t found;              // values of the rows in their brackets, listed or not: 16 bits of each row
   uint32_t kept[kThreadRows];  // of the tile
-  uint2* list;                 // of this thread's first row
+  uint2* lists;                // of all CTAs
+  uint32_t first_entry;        // there, of this thread's first row
   uint32_t stage;              // address: of this lane's first four values
 
   CUTE_DEVICE int found_of(int r) const { return int(found >> r * 16 & 0xffffu); }
@@ -167,6 +168,9 @@ struct RowBits {
     for (int r = 0; r < kThreadRows; ++r) sum_high[r] = sum_between[r] = 0;
     found = 0;
   }
+
+  // Once a pass is over.
+  CUTE_DEVICE void end() { sum_between[0] -= sum_between[1]; }
 
   // A tile. first_column: this thread's. each(column, row, value): told of all fixed-point values.
   template <class Tensor, class Each>
@@ -226,14 +230,15 @@ struct RowBits {
     found += __shfl_sync(kFullWarp, end, 3, 4);
     #pragma unroll 1
     for (; open != 0; open &= open - 1) {
-      int const bit = __ffs(int(open)) - 1, r = bit / kHalfColumns;
+      uint32_t const bit = uint32_t(__ffs(int(open)) - 1);
+      bool const second = bit >= kHalfColumns;
       uint32_t x;
       asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(stage + bit / 4 * kFourBytes + bit % 4 * 4));
-      uint32_t const place = next >> r * 16 & 0xffffu;
-      next += 1u << r * 16;
-      if (place < kListEntries) list[r * 8 * kListEntries + place] = make_uint2(x, first_column + bit % kHalfColumns);
-      sum_between[0] += r == 0 ? x : 0u;
-      sum_between[1] += r == 0 ? 0u : x;
+      uint32_t const place = second ? next >> 16 : next & 0xffffu;
+      next += second ? 1u << 16 : 1u;
+      if (place < kListEntries) lists[first_entry + (second ? 8u * kListEntries : 0u) + place] = make_uint2(x, first_column + bit % kHalfColumns);
+      sum_between[0] += x;
+      sum_between[1] += second ? x : 0u;
     }
     __syncwarp();
   }
