@@ -89,18 +89,29 @@ CUTE_DEVICE void await_masks(uint32_t const* masked) {
   __syncwarp();
 }
 
+struct EmitItem {
+  int q_row, row_tile;
+};
+
+// Items as their masks come, roughly: the longest quarter of all heads' rows, then the next. Inside a quarter head by head, since lists of
+// 32 heads of 8192 blocks lie in 8 GB: their pages want to be written one after the other (1M tokens: 3 % slower row by row).
+CUTE_DEVICE EmitItem item_at(LongParams const& params, int place) {
+  constexpr int kParts = 4;
+  int const most = (params.num_row_tiles + kParts - 1) / kParts, part_items = params.select.batch * params.select.num_q_heads * most;
+  int const part = place / part_items, rest = place % part_items, tiles = min(most, params.num_row_tiles - part * most);
+  return {rest / tiles, params.num_row_tiles - 1 - part * most - rest % tiles};
+}
+
 constexpr int kEmitRows = kEmitThreads / kWarpSize, kItemCtas = kLongRows / kEmitRows;
 
-// A warp a list. CTAs of an SM that has no more works write the lists of items that are done, in the order of works, while other SMs go on.
+// A warp a list. CTAs of an SM that has no more works write the lists of items that are done while other SMs go on.
 template <bool kProbs>
 __global__ void __launch_bounds__(kEmitThreads, kEmitCtas) emit_long_kernel(__grid_constant__ LongParams const params) {
   __shared__ ListPart parts[kEmitRows];
   SelectParams const& p = params.select;
   launch_dependents();
   int const warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
-  int const kv_rows = p.batch * p.num_kv_heads, heads = p.num_q_heads / p.num_kv_heads, place = int(blockIdx.x) / kItemCtas;
-  int const k_row = place % kv_rows, item = place / kv_rows;
-  int const q_row = k_row * heads + item % heads, row_tile = params.num_row_tiles - 1 - item / heads;
+  auto const [q_row, row_tile] = item_at(params, int(blockIdx.x) / kItemCtas);
   int const q_block = row_tile * kLongRows + int(blockIdx.x) % kItemCtas * kEmitRows + warp;
   if (q_block < p.num_q_blocks) {
     await_masks(params.masked_of(q_row, row_tile));
