@@ -445,10 +445,8 @@ class Consumer {
   // Gives the last tile's Q slot back once its output has left shared memory. Called a step later, when that is long done.
   __device__ __forceinline__ void release_stored() {
     if (stored_slot_ == kNoSlot) return;
-    if (thread_ == 0) {
-      cute::tma_store_wait<0>();
-      arrive_at(smem_.q_empty[stored_slot_]);
-    }
+    if (thread_ == 0) cute::tma_store_wait<0>();
+    if (thread_ < Traits::kQReleases) arrive_at(smem_.q_empty[stored_slot_]);
     stored_slot_ = kNoSlot;
   }
 

@@ -20,7 +20,7 @@ __device__ __forceinline__ void init_barriers(typename Traits::SharedStorage& sm
   constexpr int kConsumerWarps = 4 * Traits::kWarpGroups;
   for (int i = 0; i < Traits::kQStages; ++i) {
     smem.q_full[i].init(1);                     // the loader, and the bytes it announced
-    smem.q_empty[i].init(Traits::kWarpGroups);  // the thread that stored the output
+    smem.q_empty[i].init(Traits::kWarpGroups * Traits::kQReleases);
   }
   for (int i = 0; i < Traits::kKvStages; ++i) {
     smem.kv_full[i].init(1);

@@ -56,6 +56,10 @@ struct Traits {
   static constexpr int kQStages = Config::kQStages;    // O leaves through its tile's Q slot
   static constexpr int kKvStages = Config::kKvStages;  // slots of one K or V tile each
   static_assert(kTileM % kRowsPerWarpGroup == 0);
+  // Threads of a warp group that arrive when its output has left a Q slot: the one that waited for that. With one slot the next tile's
+  // coordinates are written at once where all of them read this tile's; all arrive then, since racecheck does not see the order
+  // that a named barrier between the reads and the one arrival makes.
+  static constexpr int kQReleases = kQStages == 1 ? 128 : 1;
 
   // Rows of a warp group are (position, head of the list) with the head fastest: a power of two of positions, as many as fit.
   static constexpr int kHeadsPerList = Config::kHeadsPerList;
