@@ -165,6 +165,7 @@ class Consumer {
     Step step{};
     bool first = true;
     clear(tSrS);
+    if constexpr (Traits::kQStepsInRegisters > 0) read_q(tOrQ);  // for overlap(); start() waits for its product anyway
     do {
       Slot const k = next_slot();
       Slot const v = first ? Slot{kNoSlot} : next_slot();

@@ -107,11 +107,11 @@ struct Traits {
   // Q K^T takes Q from registers, but for the products that stand alone, where there are enough: it then reads up to a third less of
   // shared memory. Beside O and S in fp32 and P in 16 bits a thread has kRegistersLeft; a k-step of Q takes four of them, all else 40 at
   // most. Where all of Q is too much, whole slabs of it are held, and read again when logits are computed again (Consumer::soften),
-  // which needs the most: 32 then do for all else. Merged lists lost 1 to 2 % with it.
+  // which needs the most: 32 then do for all else. Merged lists at head_dim 192 were 1 to 3 % slower with it, at 256 no faster.
   static constexpr int kQSteps = kHeadDim / 16, kSlabSteps = kSlabDims / 16;
   static constexpr int kRegistersLeft = kConsumerRegisters - kHeadDim / 2 - kTileN / 2 - kTileN / 4;
   static constexpr int kSlabsInRegisters = std::min(std::max(0, kRegistersLeft - 32) / (4 * kSlabSteps), kSlabs - 1);
-  static constexpr bool kMayHoldQ = kLists == 1, kMayHoldAllQ = kRegistersLeft - 40 >= 4 * kQSteps;
+  static constexpr bool kMayHoldQ = kLists == 1 || kHeadDim <= 128, kMayHoldAllQ = kRegistersLeft - 40 >= 4 * kQSteps;
   static constexpr int kQStepsInRegisters = !kMayHoldQ ? 0 : kMayHoldAllQ ? kQSteps : kSlabsInRegisters * kSlabSteps;
 
   using HeadDim = Int<kHeadDim>;
