@@ -5,6 +5,7 @@ Owns how a number is taken. Must not know kernels, masks or peers.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,10 @@ CYCLES_PER_S = 2e9  # of the SM clock, or a little less: then the head start is 
 # The first .03 s of launches of .13 ms in a process were up to a third slower on an H200 than those after (its clocks
 # rise, we think), and a comparison of two processes took that for a regression.
 RAMP_S = 0.2
+# Where the power limit sets the clock, it goes by the last tenths of a second, whoever ran in them: of two calls that
+# are launched one by one in turn, the one that needs more energy slows the other down. Behind so many seconds of the
+# same call each has the clock that it would have in a chain of its own.
+SETTLE_S = 0.2
 LONG_MS = 100.0  # from which on a call gets half the runs: it hardly varies, and 14 of half a second take long
 CEILING_MATMUL = 8192  # rows and columns of the matrix product that stands for the tensor-core ceiling
 CEILING_COPY_BYTES = 4 << 30  # far beyond the 60 MB L2, so that the copy is HBM bandwidth
@@ -109,12 +114,18 @@ def measure(
 
 
 def measure_each(
-    calls: Mapping[_Key, Callable[[], object]], device: torch.device, *, runs: int = MIN_RUNS, warm: int = 2
+    calls: Mapping[_Key, Callable[[], object]],
+    device: torch.device,
+    *,
+    runs: int = MIN_RUNS,
+    warm: int = 2,
+    settle_s: float = 0.0,
 ) -> dict[_Key, tuple[float, ...]]:
     """Milliseconds of every run of several calls in turn, so that a clock that wanders slows all of them alike.
 
     On a GPU the time from the first kernel's start to the last one's end, launches queued (HEAD_START), after RAMP_S of
-    the same. runs: of each call, half as many but at least MIN_RUNS where it takes LONG_MS or more.
+    the same. runs: of each call, half as many but at least MIN_RUNS where it takes LONG_MS or more. settle_s: seconds
+    of the same call before each of its runs (SETTLE_S).
     """
     timed = {name: _Timed(call, device, warm) for name, call in calls.items()}
     began = time.perf_counter()
@@ -125,7 +136,7 @@ def measure_each(
     for i in range(runs):
         for name, call in timed.items():
             if i < max(MIN_RUNS, runs // 2) or not call.is_long:
-                taken[name].append(call.run())
+                taken[name].append(call.run(settle_s))
     return {name: tuple(round(ms, 5) for ms in times) for name, times in taken.items()}
 
 
@@ -142,10 +153,14 @@ class _Timed:
         if self._on_gpu:
             torch.cuda.synchronize(device)
         self._head_start_s = min(HEAD_START * host_s, MOST_HEAD_START_S)
-        self.is_long = self.run() >= LONG_MS
+        self._ms = self.run()
+        self.is_long = self._ms >= LONG_MS
 
-    def run(self) -> float:
-        """Milliseconds of one run."""
+    def run(self, settle_s: float = 0.0) -> float:
+        """Milliseconds of one run, on a GPU behind so many seconds of the same call."""
+        if self._on_gpu and settle_s > 0:
+            for _ in range(math.ceil(settle_s * 1e3 / self._ms)):
+                self._call()
         return _run_cuda(self._call, 1, self._head_start_s) if self._on_gpu else _run_host(self._call, 1)
 
 

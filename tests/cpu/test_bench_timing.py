@@ -88,6 +88,8 @@ def test_on_a_gpu_the_launch_is_hidden_behind_a_head_start(monkeypatch: pytest.M
     assert taken == {"a": (1.5,) * 7}
     assert steps.count("sleep True") >= 7 + 1 + 3  # timed, the one that says whether it is long, 10 ms of 2 to ramp up
     assert steps[-4:] == ["sleep True", "event", "call", "event"]
+    timing.measure_each({"a": call}, torch.device("cuda"), runs=7, settle_s=0.004)  # of calls of 1.5 ms
+    assert steps[-7:] == ["call"] * 3 + ["sleep True", "event", "call", "event"]
 
 
 def test_host_cost_is_in_microseconds() -> None:

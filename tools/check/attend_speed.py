@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prism_gen.bench.figures import OURS
 from prism_gen.bench.peers import Peer, attend_peers, differs, distance
-from prism_gen.bench.timing import REST_S, Timing, host_cost_us, measure, measure_each
+from prism_gen.bench.timing import REST_S, SETTLE_S, Timing, host_cost_us, measure, measure_each
 from prism_gen.verify.kernels import Kernel, of_family
 from prism_gen.verify.masks import density_of
 from prism_gen.verify.problem import Problem, make_problem, prepare_launch
@@ -23,8 +23,9 @@ from tools.check.options import Options
 
 # Host cost does not depend on the length, so it is taken where draining the queue of HOST_CALLS launches is quick.
 HOST_CALLS, HOST_MAX_TOKENS = 100, 8192
-# From this length on a launch is long enough for the power limit to slow the chip down, so it is timed rested as well.
-RESTED_MIN_TOKENS = 65536
+# From this length on a launch is long enough for the power limit to slow the chip down, so it is timed behind a while
+# of the same, as in a chain of its own, and rested as well.
+LONG_TOKENS = 65536
 UNEVEN_TOKENS = 32768  # the length at which one dense head is put beside sparse ones
 
 
@@ -60,18 +61,18 @@ class Race:
             raise self._failed[name]
 
     def add_timing(self, found: Findings, name: str, flops: float) -> float:
-        """Times of one of the calls: back to back, and long ones rested as well. Returns the TFLOP/s back to back.
+        """Times of one of the calls: in turn, long ones in a chain and rested as well. Returns the first in TFLOP/s.
 
         Raises: what the peer of that name raised.
         """
-        device = self.problem.q.device
+        device, is_long = self.problem.q.device, self.problem.grid.seqlen_q >= LONG_TOKENS
         if not self._times:
-            self._times = measure_each(self._calls, device)
+            self._times = measure_each(self._calls, device, settle_s=SETTLE_S if is_long else 0.0)
         self._require_alive(name)
         timing = Timing.of(self._times[name])
         tflops = flops / timing.median_ms / 1e9
         found.figures.update(timing.record(), tflops=round(tflops, 1))
-        if device.type == "cuda" and self.problem.grid.seqlen_q >= RESTED_MIN_TOKENS:
+        if device.type == "cuda" and is_long:
             rested = measure(self._calls[name], device, rest_s=REST_S)
             self._require_alive(name)
             found.figures["rested_ms"] = round(rested.median_ms, 5)

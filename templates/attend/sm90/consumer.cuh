@@ -35,6 +35,11 @@ class Consumer {
   static constexpr bool kTurns = kOneList && Traits::kWarpGroups == 2 && Traits::kTeams == 1;
   static constexpr bool kOverlapTiles = kOneList && Traits::kQStages == 2;
 
+  // Rows and dims of Q that registers hold; where they hold none, a fragment that nobody uses.
+  using ShapeQInRegisters = cute::Shape<typename Traits::Rows, cute::Int<16 * std::max(1, Traits::kQStepsInRegisters)>>;
+
+  static constexpr bool kSomeQInRegisters = 0 < Traits::kQStepsInRegisters && Traits::kQStepsInRegisters < Traits::kQSteps;
+
   static constexpr int kNoSlot = -1;
 
   // K-steps of P V, and how many of them are issued among the exponentials: the first behind one pair, each other so many pairs later;
@@ -64,7 +69,7 @@ class Consumer {
     auto tOrO = partition_fragment_C(mma_pv_, Shape<typename Traits::Rows, typename Traits::HeadDim>{});
     auto tSrS = partition_fragment_C(mma_qk_, Shape<typename Traits::Rows, typename Traits::TileN>{});
     auto tOrP = make_tensor<Element>(partition_shape_A(mma_pv_, Shape<typename Traits::Rows, typename Traits::TileN>{}));
-    auto tOrQ = make_tensor<Element>(partition_shape_A(mma_qk_in_registers_, Shape<typename Traits::Rows, typename Traits::HeadDim>{}));
+    auto tOrQ = make_tensor<Element>(partition_shape_A(mma_qk_in_registers_, ShapeQInRegisters{}));
     OnlineSoftmax softmax(params_.softmax_scale_log2);
 
     clear_unused_rows();
@@ -124,7 +129,7 @@ class Consumer {
       }
       issue_qk(k.slot, tSrS);
       opened.k_slot = k.slot;
-      if constexpr (Traits::kQInRegisters) read_q(tOrQ);
+      if constexpr (Traits::kQStepsInRegisters > 0) read_q(tOrQ);
     }
   }
 
@@ -132,7 +137,7 @@ class Consumer {
   template <class Softmax, class Q, class S, class P, class O>
   __device__ __forceinline__ void walk_one(Opened const& opened, Softmax& softmax, Q& tOrQ, S& tSrS, P& tOrP, O& tOrO) {
     Step step = opened.step;
-    soften(opened.k_slot, step, softmax, tSrS, OnlineSoftmax::Nothing{});
+    soften(opened.k_slot, step, softmax, tOrQ, tSrS, OnlineSoftmax::Nothing{});
     bool rescale = false;  // O is still zero
     release_stored();
     int v_slot = kNoSlot;
@@ -160,6 +165,7 @@ class Consumer {
     Step step{};
     bool first = true;
     clear(tSrS);
+    if constexpr (Traits::kQStepsInRegisters > 0) read_q(tOrQ);  // for overlap(); start() waits for its product anyway
     do {
       Slot const k = next_slot();
       Slot const v = first ? Slot{kNoSlot} : next_slot();
@@ -174,7 +180,7 @@ class Consumer {
       } else {
         if (pending) finish(v, tOrP, tOrO);
         else if (!first) skip(v);
-        if (selected) rescale = start(k.slot, step, softmax, tSrS);
+        if (selected) rescale = start(k.slot, step, softmax, tOrQ, tSrS);
         else release(k.slot);
       }
       pending = selected;
@@ -187,11 +193,11 @@ class Consumer {
   }
 
   // S = softmax numerators of one step, alone. Returns whether O must be rescaled.
-  template <class Softmax, class S>
-  __device__ __forceinline__ bool start(int k_slot, Step const& step, Softmax& softmax, S& tSrS) {
+  template <class Softmax, class Q, class S>
+  __device__ __forceinline__ bool start(int k_slot, Step const& step, Softmax& softmax, Q& tOrQ, S& tSrS) {
     issue_qk(k_slot, tSrS);
     cute::warpgroup_wait<0>();
-    return soften(k_slot, step, softmax, tSrS, OnlineSoftmax::Nothing{});
+    return soften(k_slot, step, softmax, tOrQ, tSrS, OnlineSoftmax::Nothing{});
   }
 
   // Q K^T of this step, and behind it O += P V of the previous one; the softmax of this step runs under that second product,
@@ -202,7 +208,7 @@ class Consumer {
   __device__ __forceinline__ bool overlap(int k_slot, Slot const& v, Step const& step, Softmax& softmax, Q& tOrQ, S& tSrS, P& tOrP,
                                           O& tOrO) {
     if constexpr (kTurns) await_turn();
-    if constexpr (Traits::kQInRegisters) issue_qk(k_slot, tOrQ, tSrS);
+    if constexpr (Traits::kQStepsInRegisters > 0) issue_qk(k_slot, tOrQ, tSrS);
     else issue_qk(k_slot, tSrS);
     if constexpr (kPvStepsAmong == 0) {
       issue_pv(v, tOrP, tOrO);
@@ -214,9 +220,9 @@ class Consumer {
     cute::warpgroup_wait<1>();
     // Two calls, since at head_dim 256 ptxas spills for a function that is there and issues nothing.
     if constexpr (kPvStepsAmong == 0) {
-      return soften(k_slot, step, softmax, tSrS, OnlineSoftmax::Nothing{});
+      return soften(k_slot, step, softmax, tOrQ, tSrS, OnlineSoftmax::Nothing{});
     } else {
-      return soften(k_slot, step, softmax, tSrS, [&](int pair) {
+      return soften(k_slot, step, softmax, tOrQ, tSrS, [&](int pair) {
         int const among = pair / kPairsBetween;
         if (pair % kPairsBetween == 0 && among < kPvStepsAmong) issue_pv<1>(v.slot, kPvSteps - kPvStepsAmong + among, tOrP, tOrO);
       });
@@ -225,13 +231,14 @@ class Consumer {
 
   // Mask and softmax of the S at hand, whose K is given back: at once where there are no turns, so that other warps' products start, and
   // where warp groups take turns after the exponentials, which all wait for. among: as OnlineSoftmax::step() takes it.
-  template <class Softmax, class S, class Among>
-  __device__ __forceinline__ bool soften(int k_slot, Step const& step, Softmax& softmax, S& tSrS, Among const& among) {
+  template <class Softmax, class Q, class S, class Among>
+  __device__ __forceinline__ bool soften(int k_slot, Step const& step, Softmax& softmax, Q& tOrQ, S& tSrS, Among const& among) {
     if constexpr (!kTurns) release(k_slot);
     mask(tSrS, step);
     auto const restore = [&] {
       recompute(step, tSrS);
       mask(tSrS, step);
+      if constexpr (kSomeQInRegisters) read_q(tOrQ);  // so that recompute() has its registers
     };
     bool const rescale = softmax.step(tSrS, restore, among);
     if constexpr (kTurns) release(k_slot);
@@ -282,21 +289,30 @@ class Consumer {
     issue_gemm<false>(mma_qk_, tSdQ, tSdK, tSrS);
   }
 
-  // The same with Q in registers.
+  // The same with the first dims of Q in registers.
   template <class Q, class S>
   __device__ __forceinline__ void issue_qk(int k_slot, Q& tOrQ, S& tSrS) {
     using namespace cute;
     auto tSdK = mma_qk_in_registers_.get_slice(thread_).partition_fragment_B(k_tiles())(_, _, _, k_slot);
-    issue_gemm<false>(mma_qk_in_registers_, tOrQ, tSdK, tSrS);
+    constexpr int kFirst = Traits::kQStepsInRegisters, kOthers = Traits::kQSteps - kFirst;
+    if constexpr (kOthers == 0) {
+      issue_gemm<false>(mma_qk_in_registers_, tOrQ, tSdK, tSrS);
+    } else {
+      auto const tSdQ = mma_qk_.get_slice(thread_).partition_fragment_A(q_tiles())(_, _, _, q_ring_.slot);
+      issue_gemm<false>(mma_qk_in_registers_, tOrQ, k_steps<kFirst>(tSdK, 0), tSrS);
+      auto tSdQOthers = k_steps<kOthers>(tSdQ, kFirst);
+      issue_gemm<true>(mma_qk_, tSdQOthers, k_steps<kOthers>(tSdK, kFirst), tSrS);
+    }
   }
 
-  // Q of the tile that is open.
+  // Q of the tile that is open, as far as it is held.
   template <class Q>
   __device__ __forceinline__ void read_q(Q& tOrQ) const {
     using namespace cute;
     auto tiled_copy = make_tiled_copy_A(Copy_Atom<SM75_U32x4_LDSM_N, Element>{}, mma_qk_in_registers_);
     auto thr_copy = tiled_copy.get_slice(thread_);
-    auto const sQ = as_position_independent_swizzle_tensor(q_tiles()(_, _, q_ring_.slot));
+    auto const held = local_tile(q_tiles()(_, _, q_ring_.slot), ShapeQInRegisters{}, make_coord(0, 0));
+    auto const sQ = as_position_independent_swizzle_tensor(held);
     copy(tiled_copy, thr_copy.partition_S(sQ), thr_copy.retile_D(tOrQ));
   }
 
@@ -445,10 +461,8 @@ class Consumer {
   // Gives the last tile's Q slot back once its output has left shared memory. Called a step later, when that is long done.
   __device__ __forceinline__ void release_stored() {
     if (stored_slot_ == kNoSlot) return;
-    if (thread_ == 0) {
-      cute::tma_store_wait<0>();
-      arrive_at(smem_.q_empty[stored_slot_]);
-    }
+    if (thread_ == 0) cute::tma_store_wait<0>();
+    if (thread_ < Traits::kQReleases) arrive_at(smem_.q_empty[stored_slot_]);
     stored_slot_ = kNoSlot;
   }
 

@@ -20,7 +20,7 @@ __device__ __forceinline__ void init_barriers(typename Traits::SharedStorage& sm
   constexpr int kConsumerWarps = 4 * Traits::kWarpGroups;
   for (int i = 0; i < Traits::kQStages; ++i) {
     smem.q_full[i].init(1);                     // the loader, and the bytes it announced
-    smem.q_empty[i].init(Traits::kWarpGroups);  // the thread that stored the output
+    smem.q_empty[i].init(Traits::kWarpGroups * Traits::kQReleases);
   }
   for (int i = 0; i < Traits::kKvStages; ++i) {
     smem.kv_full[i].init(1);
@@ -49,10 +49,10 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) attend_kernel(__grid_cons
   int const warp_group = cutlass::canonical_warp_group_idx();
   if (warp_group == 0) {
     cutlass::arch::warpgroup_reg_dealloc<Traits::kProducerRegisters>();
-    int const warp = cutlass::canonical_warp_idx_sync(), team = warp / 2;
+    int const warp = cutlass::canonical_warp_idx_sync(), team = Traits::kTeams == 1 ? 0 : warp / 2;
     // Lists and tensors may come from the kernel before this one. The consumers touch memory only behind what these two loaded.
     await_previous_kernels();
-    if (team < Traits::kTeams) {
+    if (warp < 2 * Traits::kTeams) {
       if (warp % 2 == 0) {
         if (cute::elect_one_sync()) Loader<Traits>(params, team_smem[team], rank).run();
       } else if (rank == 0) {

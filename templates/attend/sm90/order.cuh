@@ -102,7 +102,7 @@ class TileOrder {
 
   // Blocks in the lists of a tile.
   __device__ __forceinline__ int length(TileCoord const& tile) const {
-    int64_t const list = int64_t(tile.batch) * params_.num_lists + tile.list;
+    int const list = tile.batch * params_.num_lists + tile.list;  // of all sequences; there are fewer than 2^31 rows of lists
     int const row = tile.q_tile * Traits::kLists / Traits::kTilesPerList;
     int result = 0;
     CUTE_UNROLL

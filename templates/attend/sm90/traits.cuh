@@ -56,6 +56,10 @@ struct Traits {
   static constexpr int kQStages = Config::kQStages;    // O leaves through its tile's Q slot
   static constexpr int kKvStages = Config::kKvStages;  // slots of one K or V tile each
   static_assert(kTileM % kRowsPerWarpGroup == 0);
+  // Threads of a warp group that arrive when its output has left a Q slot: the one that waited for that. With one slot the next tile's
+  // coordinates are written at once where all of them read this tile's; all arrive then, since racecheck does not see the order
+  // that a named barrier between the reads and the one arrival makes.
+  static constexpr int kQReleases = kQStages == 1 ? 128 : 1;
 
   // Rows of a warp group are (position, head of the list) with the head fastest: a power of two of positions, as many as fit.
   static constexpr int kHeadsPerList = Config::kHeadsPerList;
@@ -88,15 +92,27 @@ struct Traits {
   // setmaxnreg moves registers inside what the CTA got at launch: 65536 / threads, rounded down to a multiple of 8. Asking
   // for one more than that pool holds never returns.
   static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
-  static constexpr int kProducerRegisters = kTeams == 1 ? 40 : 32;  // 32 leave four consumer warp groups 112, which are just enough
+  // 32 leave four consumer warp groups 112, which are just enough; 24 leave two of them the 240 that head_dim 256 has use for. A merge of
+  // two lists needs more than 24.
+  static constexpr int kProducerRegisters = kTeams > 1 ? 32 : kHeadDim == 256 && kLists == 1 ? 24 : 40;
   static constexpr int kConsumerRegisters =
       ((1 + kConsumerGroups) * kLaunchRegisters - kProducerRegisters) / kConsumerGroups / 8 * 8;
   static_assert(kConsumerRegisters <= 256 && kLaunchRegisters <= 255);
 
-  // From a tile's second step on Q K^T takes Q from registers, where there are enough: products then read a fifth less of shared
-  // memory. Of a thread: O and S in fp32, P and Q in 16 bits; what else it holds needs 40 at most.
-  static constexpr int kOperandRegisters = kHeadDim / 2 + kTileN / 2 + kTileN / 4 + kHeadDim / 4;
-  static constexpr bool kQInRegisters = kLists == 1 && kQStages == 2 && kOperandRegisters + 40 <= kConsumerRegisters;
+  // A slab is as many dims as one swizzle spans, whole token rows of a slab are contiguous, and one TMA box is one slab of one entry.
+  static constexpr int kSlabDims = kHeadDim % 64 == 0 ? 64 : 32;
+  static constexpr int kSlabs = kHeadDim / kSlabDims;
+  static_assert(kHeadDim % kSlabDims == 0);
+
+  // Q K^T takes Q from registers, but for the products that stand alone, where there are enough: it then reads up to a third less of
+  // shared memory. Beside O and S in fp32 and P in 16 bits a thread has kRegistersLeft; a k-step of Q takes four of them, all else 40 at
+  // most. Where all of Q is too much, whole slabs of it are held, and read again when logits are computed again (Consumer::soften),
+  // which needs the most: 32 then do for all else. Merged lists at head_dim 192 were 1 to 3 % slower with it, at 256 no faster.
+  static constexpr int kQSteps = kHeadDim / 16, kSlabSteps = kSlabDims / 16;
+  static constexpr int kRegistersLeft = kConsumerRegisters - kHeadDim / 2 - kTileN / 2 - kTileN / 4;
+  static constexpr int kSlabsInRegisters = std::min(std::max(0, kRegistersLeft - 32) / (4 * kSlabSteps), kSlabs - 1);
+  static constexpr bool kMayHoldQ = kLists == 1 || kHeadDim <= 128, kMayHoldAllQ = kRegistersLeft - 40 >= 4 * kQSteps;
+  static constexpr int kQStepsInRegisters = !kMayHoldQ ? 0 : kMayHoldAllQ ? kQSteps : kSlabsInRegisters * kSlabSteps;
 
   using HeadDim = Int<kHeadDim>;
   using TileN = Int<kTileN>;
@@ -107,10 +123,6 @@ struct Traits {
   using MmaPV = decltype(make_tiled_mma(
       GMMA::rs_op_selector<Element, Element, float, Shape<Rows, HeadDim, TileN>, GMMA::Major::K, GMMA::Major::MN>()));
 
-  // A slab is as many dims as one swizzle spans, whole token rows of a slab are contiguous, and one TMA box is one slab of one entry.
-  static constexpr int kSlabDims = kHeadDim % 64 == 0 ? 64 : 32;
-  static constexpr int kSlabs = kHeadDim / kSlabDims;
-  static_assert(kHeadDim % kSlabDims == 0);
   using AtomK = std::conditional_t<kSlabDims == 64, GMMA::Layout_K_SW128_Atom<Element>, GMMA::Layout_K_SW64_Atom<Element>>;
   using AtomMN = std::conditional_t<kSlabDims == 64, GMMA::Layout_MN_SW128_Atom<Element>, GMMA::Layout_MN_SW64_Atom<Element>>;
   using LayoutQ = decltype(tile_to_shape(AtomK{}, Shape<Rows, HeadDim, Int<kWarpGroups>, Int<kQStages>>{}));
