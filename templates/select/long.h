@@ -22,13 +22,13 @@ struct LongRows {
 // Parts of the scratch, in bytes from its start.
 template <class Traits>
 struct LongScratch {
-  int64_t q_slabs, k_slabs, k_down, totals, claimed, kept, lists, end;
+  int64_t row_tiles, tiles;
+  int64_t q_slabs, k_slabs, k_down, totals, claimed, kept, lists, end = 0;
 
-  LongScratch(int64_t batch, int64_t num_q_heads, int64_t num_kv_heads, int64_t num_q_blocks, int64_t num_k_blocks) {
+  LongScratch(int64_t batch, int64_t num_q_heads, int64_t num_kv_heads, int64_t num_q_blocks, int64_t num_k_blocks)
+      : row_tiles((num_q_blocks + kLongRows - 1) / kLongRows), tiles((num_k_blocks + kLongColumns - 1) / kLongColumns) {
     constexpr int64_t kTotalsBytes = 3 * sizeof(float), kMaskRowBytes = kTileWords * sizeof(uint32_t);
     int64_t const q_heads = batch * num_q_heads, kv_heads = batch * num_kv_heads;
-    int64_t const row_tiles = (num_q_blocks + kLongRows - 1) / kLongRows, tiles = (num_k_blocks + kLongColumns - 1) / kLongColumns;
-    end = 0;
     q_slabs = place(q_heads * row_tiles * Traits::kSlabs * kQuerySlabBytes);
     k_slabs = place(kv_heads * tiles * Traits::kSlabs * kKeySlabBytes);
     k_down = place(kv_heads * int64_t(sizeof(float)));
@@ -59,9 +59,10 @@ void long_launch(SelectParams const& select, DLDevice device) {
   using Storage = typename Traits::SharedStorage;
   if (select.batch == 0) return;
   check_range(int64_t(select.batch) * select.num_kv_heads, "batch * kv heads", 0, kMaxGrid);
-  int64_t const heads = select.num_q_heads / select.num_kv_heads, row_tiles = (select.num_q_blocks + kLongRows - 1) / kLongRows;
-  check_range(heads * row_tiles * kLongRows * Traits::kRowChunks, "chunks of a KV head's q blocks", 0, std::numeric_limits<int>::max());
+  int64_t const heads = select.num_q_heads / select.num_kv_heads;
   LongScratch<Traits> const parts = long_scratch<Traits>(select);
+  int64_t const chunks = heads * parts.row_tiles * kLongRows * Traits::kRowChunks;
+  check_range(chunks, "chunks of a KV head's q blocks", 0, std::numeric_limits<int>::max());
   auto* const scratch = reinterpret_cast<unsigned char*>(select.scratch);
   LongParams p{};
   p.select = select;
@@ -73,8 +74,8 @@ void long_launch(SelectParams const& select, DLDevice device) {
   p.claimed = reinterpret_cast<uint32_t*>(scratch + parts.claimed);
   p.kept = reinterpret_cast<uint32_t*>(scratch + parts.kept);
   p.lists = reinterpret_cast<uint2*>(scratch + parts.lists);
-  p.num_row_tiles = int(row_tiles);
-  p.num_tiles = (select.num_k_blocks + kLongColumns - 1) / kLongColumns;
+  p.num_row_tiles = int(parts.row_tiles);
+  p.num_tiles = int(parts.tiles);
 
   DeviceGuard const guard(device.device_id);
   dim3 const prepare_grid(1 + unsigned(heads) + kKeySlices + kQuerySlices, select.batch * select.num_kv_heads);
