@@ -61,16 +61,11 @@ def _select(head_dim: int) -> Row:
         )
 
     schedule = SelectSchedule(
-        # Short rows: two CTAs for 16 of them while the GPU is not full, then no cluster to wait for. From 32 words on
-        # so many tiles read a key mean that its halves are worth a kernel; at head_dim 128 a warp of one CTA for each
-        # of 16 rows, at 64 and 96 registers do not allow it. Longer rows take the kernels for long rows: up to here
-        # scores that are kept were faster on an H200 than scores computed anew.
+        # Short rows: two CTAs for 16 of them while the GPU is not full, then no cluster to wait for. Longer rows take
+        # the kernels for long rows: on an H200 scores computed anew are faster than kept ones from there on.
         plain=(
             shape(4, rows=16, cluster=2, ctas_per_sm=2),
             shape(16, rows=16, cluster=1, ctas_per_sm=4),
-            shape(32, rows=16, cluster=1, ctas_per_sm=2, prepared=True, threads=512)
-            if head_dim == 128
-            else shape(32, rows=16, cluster=2, ctas_per_sm=4 if head_dim < 128 else 3, prepared=True),
         ),
         # Where nothing is prepared the clusters are plain's: energies are added up in their order, and both kernels
         # must give the same bits. 256 words: four rows fill shared memory.
