@@ -53,16 +53,14 @@ def _rotate(head_dim: int, *, threads: int, min_ctas: int) -> Row:
 
 
 def _select(head_dim: int) -> Row:
-    def shape(
-        words: int, *, rows: int, cluster: int, ctas_per_sm: int, prepared: bool = False, threads: int = 256
-    ) -> SelectShape:
+    def shape(words: int, *, rows: int, cluster: int, ctas_per_sm: int, prepared: bool = False) -> SelectShape:
         return SelectShape(
-            words=words, tile_rows=rows, threads=threads, cluster=cluster, ctas_per_sm=ctas_per_sm, prepared=prepared
+            words=words, tile_rows=rows, threads=256, cluster=cluster, ctas_per_sm=ctas_per_sm, prepared=prepared
         )
 
     schedule = SelectSchedule(
-        # Short rows: two CTAs for 16 of them while the GPU is not full, then no cluster to wait for. Longer rows take
-        # the kernels for long rows: on an H200 scores computed anew are faster than kept ones from there on.
+        # Short rows: two CTAs for 16 of them while the GPU is not full, then no cluster to wait for. Rows of more than
+        # 512 blocks take the kernels for long rows: scores computed anew are faster there (docs/performance.md).
         plain=(
             shape(4, rows=16, cluster=2, ctas_per_sm=2),
             shape(16, rows=16, cluster=1, ctas_per_sm=4),
