@@ -53,24 +53,17 @@ def _rotate(head_dim: int, *, threads: int, min_ctas: int) -> Row:
 
 
 def _select(head_dim: int) -> Row:
-    def shape(
-        words: int, *, rows: int, cluster: int, ctas_per_sm: int, prepared: bool = False, threads: int = 256
-    ) -> SelectShape:
+    def shape(words: int, *, rows: int, cluster: int, ctas_per_sm: int, prepared: bool = False) -> SelectShape:
         return SelectShape(
-            words=words, tile_rows=rows, threads=threads, cluster=cluster, ctas_per_sm=ctas_per_sm, prepared=prepared
+            words=words, tile_rows=rows, threads=256, cluster=cluster, ctas_per_sm=ctas_per_sm, prepared=prepared
         )
 
     schedule = SelectSchedule(
-        # Short rows: two CTAs for 16 of them while the GPU is not full, then no cluster to wait for. From 32 words on
-        # so many tiles read a key mean that its halves are worth a kernel; at head_dim 128 a warp of one CTA for each
-        # of 16 rows, at 64 and 96 registers do not allow it. Longer rows take the kernels for long rows: up to here
-        # scores that are kept were faster on an H200 than scores computed anew.
+        # Short rows: two CTAs for 16 of them while the GPU is not full, then no cluster to wait for. Rows of more than
+        # 512 blocks take the kernels for long rows: scores computed anew are faster there (docs/performance.md).
         plain=(
             shape(4, rows=16, cluster=2, ctas_per_sm=2),
             shape(16, rows=16, cluster=1, ctas_per_sm=4),
-            shape(32, rows=16, cluster=1, ctas_per_sm=2, prepared=True, threads=512)
-            if head_dim == 128
-            else shape(32, rows=16, cluster=2, ctas_per_sm=4 if head_dim < 128 else 3, prepared=True),
         ),
         # Where nothing is prepared the clusters are plain's: energies are added up in their order, and both kernels
         # must give the same bits. 256 words: four rows fill shared memory.

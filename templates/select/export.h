@@ -126,12 +126,8 @@ void select_start(Launched kernel, SelectParams p, dim3 grid, int64_t smem_bytes
     p.k_halves = p.q_halves + Kernel::query_floats(int64_t(p.batch) * p.num_q_heads, p.num_q_blocks);
     p.q_totals = p.k_halves + int64_t(p.batch) * p.num_kv_heads * KeyHalves<Kernel::kHeadDim>::head_floats(p.num_k_blocks);
     p.k_totals = p.q_totals + int64_t(p.batch) * p.num_q_heads * kComponents;
-    constexpr int kSlices = Kernel::kFragments ? kFragmentSlices : kPrepareSlices;
-    dim3 const prepare_grid(kSlices + p.num_q_heads / p.num_kv_heads + 1, p.batch * p.num_kv_heads);
-    using Fragments = typename Kernel::Fragments;
-    static_assert(!Kernel::kFragments || kSlices >= Fragments::kPairs, "a CTA of prepare takes one pair of chunks");
-    using Tile = std::conditional_t<Kernel::kFragments, Fragments, void>;
-    start_early(prepare_kernel<Kernel::kHeadDim, Tile>, p, prepare_grid, kPrepareThreads, 0, device);
+    dim3 const prepare_grid(kPrepareSlices + p.num_q_heads / p.num_kv_heads + 1, p.batch * p.num_kv_heads);
+    start_early(prepare_kernel<Kernel::kHeadDim>, p, prepare_grid, kPrepareThreads, 0, device);
   }
   start_early(kernel, p, grid, Kernel::kThreads, smem_bytes, device);
 }

@@ -7,7 +7,6 @@ namespace prism {
 
 constexpr int64_t kMaxGrid = 65535;   // of blockIdx.y and blockIdx.z
 constexpr int kPrepareSlices = 64;    // CTAs that prepare a KV head's means
-constexpr int kFragmentSlices = 160;  // the same where q becomes fragments: 16 for each pair of chunks at head_dim 128
 
 inline void check_sizes(TensorView const& t, char const* name, std::initializer_list<int64_t> shape) {
   int dim = 0;

@@ -31,7 +31,7 @@ struct SelectParams {
   int32_t* wanted_counts;   // null, or like block_counts: what a row's rule chose, more than max_blocks where it fell back
   int32_t* probs;           // null, or [batch, num_lists, 2, num_q_blocks, num_k_blocks]
   float* scratch;           // null, or the scores of one tile per CTA, or what prepare.cuh makes, or a LongScratch
-  float* q_halves;          // null, or [batch, num_q_heads, num_q_blocks, head_dim]: the means as prepare.cuh leaves them; or TileFragments
+  float* q_halves;          // null, or [batch, num_q_heads, num_q_blocks, head_dim]: the means as prepare.cuh leaves them
   float* k_halves;          // null, or [batch, num_kv_heads], KeyHalves of each
   float* q_totals;          // null, or [batch, num_q_heads, 3]: sums of q_energy over the blocks
   float* k_totals;          // null, or [batch, num_kv_heads, 3]

@@ -143,7 +143,7 @@ struct ChooseKernel {
     int const wanted = keep(p, row, start, rule, num_visible, q_block, mask, lane);
     __syncwarp();  // lanes read words that others wrote, and the row is in registers
     int const words = mask_words(num_visible);
-    emit_list(p, out_row, q_block, wanted, [&](int word) { return word < words ? mask[word] : 0u; });
+    emit_list(p, out_row, q_block, num_visible, wanted, [&](int word) { return word < words ? mask[word] : 0u; });
     __syncwarp();
   }
 

@@ -14,6 +14,11 @@ CUTE_DEVICE uint32_t forced_word(SelectParams const& p, int word, int q_block, i
   return bit_range(first, num_visible - word * kWarpSize) | (p.force_sink && word == 0 ? 1u : 0u);
 }
 
+// What a list takes of a word of its mask: what the cut-offs kept and what is forced, as far as it is visible.
+CUTE_DEVICE uint32_t listed_word(SelectParams const& p, int word, uint32_t kept, int q_block, int num_visible) {
+  return (kept | forced_word(p, word, q_block, num_visible)) & bit_range(0, num_visible - word * kWarpSize);
+}
+
 // Of a list in full, forced blocks and all.
 CUTE_DEVICE int list_length(SelectParams const& p, uint32_t const* mask, int q_block) {
   int const num_visible = p.num_visible(q_block);
@@ -26,7 +31,8 @@ CUTE_DEVICE int list_length(SelectParams const& p, uint32_t const* mask, int q_b
 
 // Without a branch.
 CUTE_DEVICE void store_if(bool yes, int32_t* to, int32_t value) {
-  asm volatile("{ .reg .pred yes; setp.ne.u32 yes, %0, 0; @yes st.global.b32 [%1], %2; }" ::"r"(uint32_t(yes)), "l"(to), "r"(value) : "memory");
+  asm volatile("{ .reg .pred yes; setp.ne.u32 yes, %0, 0; @yes st.global.b32 [%1], %2; }"
+               ::"r"(uint32_t(yes)), "l"(to), "r"(value) : "memory");
 }
 
 // Writes one list. wanted: its length before it fell back, where lists may overflow. kept_word(word): what the cut-offs kept; every lane
@@ -41,8 +47,7 @@ CUTE_DEVICE void emit_list(SelectParams const& p, int64_t out_row, int q_block, 
   int count = 0;
   for (int first = 0; first < num_words; first += kBatchWords) {
     int const word = first + lane;
-    uint32_t kept = kept_word(word);
-    kept = word < num_words ? (kept | forced_word(p, word, q_block, num_visible)) & bit_range(0, num_visible - word * kWarpSize) : 0u;
+    uint32_t const kept = listed_word(p, word, kept_word(word), q_block, num_visible);
     int const end = warp_prefix_sum(__popc(kept), lane), start = count + end - __popc(kept);
     count += __shfl_sync(kFullWarp, end, kWarpSize - 1);
     int const words = min(kBatchWords, num_words - first);
@@ -60,11 +65,6 @@ CUTE_DEVICE void emit_list(SelectParams const& p, int64_t out_row, int q_block, 
     p.block_counts[out_row] = count;
     if (p.wanted_counts != nullptr) p.wanted_counts[out_row] = p.may_overflow() ? wanted : count;
   }
-}
-
-template <class KeptWord>
-CUTE_DEVICE void emit_list(SelectParams const& p, int64_t out_row, int q_block, int wanted, KeptWord const& kept_word) {
-  emit_list(p, out_row, q_block, p.num_visible(q_block), wanted, kept_word);
 }
 
 // A row's fixed-point probabilities, 0 where not visible.

@@ -80,8 +80,6 @@ struct QueryFragments {
   alignas(16) uint4 high[kPairs][kMTiles][kWarpSize];
   alignas(16) uint4 low[kPairs][kMTiles][kWarpSize];
 
-  static constexpr int kVectors = 2 * kPairs * kMTiles * kWarpSize;
-
   template <int kPair>
   using Pair = ChunkPair<Band, kPair>;
 
@@ -89,15 +87,6 @@ struct QueryFragments {
   CUTE_DEVICE void put(int pair, int m, int lane, uint4 const& top, uint4 const& bottom) {
     high[pair][m][lane] = make_uint4(top.x, bottom.x, top.y, bottom.y);
     low[pair][m][lane] = make_uint4(top.z, bottom.z, top.w, bottom.w);
-  }
-
-  template <int kThreads>
-  CUTE_DEVICE void copy(QueryFragments const& from) {
-    CUTE_UNROLL
-    for (int first = 0; first < kVectors; first += kThreads) {
-      int const i = first + threadIdx.x;
-      if (kVectors % kThreads == 0 || i < kVectors) (&high[0][0][0])[i] = __ldg(&from.high[0][0][0] + i);
-    }
   }
 
   // mean(row), scale(row): of the tile's rows. scale is not asked with kPrepared.
@@ -118,18 +107,6 @@ struct QueryFragments {
       put(int(pair), m, lane, top, bottom);
     });
   }
-};
-
-// Both bands of a tile's q, as prepare.cuh leaves them in memory.
-template <class HighBand, class LowBand, int kTileRows>
-struct TileFragments {
-  static constexpr int kRows = kTileRows;
-  QueryFragments<HighBand, kTileRows> high;
-  QueryFragments<LowBand, kTileRows> low;
-
-  static constexpr int kPairs = QueryFragments<HighBand, kTileRows>::kPairs + QueryFragments<LowBand, kTileRows>::kPairs;
-
-  CUTE_HOST_DEVICE static int of_rows(int rows) { return (rows + kTileRows - 1) / kTileRows; }
 };
 
 }  // namespace prism

@@ -27,10 +27,10 @@ namespace prism {
 template <class Config, SelectMode kMode>
 struct SelectKernel : SelectLayout<Config, kMode> {
   using Layout = SelectLayout<Config, kMode>;
-  using typename Layout::High, typename Layout::Low, typename Layout::Row, typename Layout::Fragments, typename Layout::Tile,
+  using typename Layout::High, typename Layout::Low, typename Layout::Row, typename Layout::Tile,
       typename Layout::Energies, typename Layout::SharedStorage;
   using Layout::kHeadDim, Layout::kTileRows, Layout::kThreads, Layout::kCluster, Layout::kPrepared, Layout::kGroup, Layout::kPlain,
-      Layout::kFragments, Layout::kWide, Layout::kWarps, Layout::kCtaRows, Layout::kInRegisters, Layout::kBandFloats;
+      Layout::kWarps, Layout::kCtaRows, Layout::kInRegisters, Layout::kBandFloats;
   using Layout::heads, Layout::cta_blocks, Layout::num_row_tiles, Layout::num_tiles, Layout::both_bands, Layout::tile_at,
       Layout::q_block_of_row, Layout::block_of_row;
 
@@ -40,18 +40,11 @@ struct SelectKernel : SelectLayout<Config, kMode> {
     auto const scale = [&](int row) {
       return half_scale(__ldg(p.q_energy + block_of_row(p, tile, row) * kComponents + kAllDims));
     };
-    if constexpr (kFragments) {
-      auto const* tiles = reinterpret_cast<Fragments const*>(p.q_halves) + int64_t(tile.q_row) * num_row_tiles(p);
-      Fragments const& from = tiles[tile.first_block / kTileRows];
-      shared.q_high.template copy<kThreads>(from.high);
-      shared.q_low.template copy<kThreads>(from.low);
-    } else {
-      float const* q_mean = kPrepared ? p.q_halves : p.q_mean;
-      auto const mean = [&](int row) { return q_mean + block_of_row(p, tile, row) * kHeadDim; };
-      auto const up = [&](int row) { return scale(row).up; };
-      shared.q_high.template stage<kThreads, kPrepared>(mean, up);
-      shared.q_low.template stage<kThreads, kPrepared>(mean, up);
-    }
+    float const* q_mean = kPrepared ? p.q_halves : p.q_mean;
+    auto const mean = [&](int row) { return q_mean + block_of_row(p, tile, row) * kHeadDim; };
+    auto const up = [&](int row) { return scale(row).up; };
+    shared.q_high.template stage<kThreads, kPrepared>(mean, up);
+    shared.q_low.template stage<kThreads, kPrepared>(mean, up);
     #pragma unroll 1
     for (int row = threadIdx.x; row < kTileRows; row += kThreads) {
       shared.row_down[row] = scale(row).down;
@@ -77,7 +70,7 @@ struct SelectKernel : SelectLayout<Config, kMode> {
   template <class Band, bool kInScratch>
   CUTE_DEVICE static void score_columns(QueryFragments<Band, kTileRows> const& q, SelectParams const& p, int num_cols, float* rows,
                                         SharedStorage& shared, int rank, int first, int step) {
-    using Unit = ScoreUnit<Band, kTileRows, kHeadDim, kPrepared, kWide>;
+    using Unit = ScoreUnit<Band, kTileRows, kHeadDim, kPrepared>;
     auto const stride = Layout::template row_stride<kInScratch>(p.num_k_blocks);
     float const* k_mean = kPrepared ? p.k_halves + shared.tile.k_row * KeyHalves<kHeadDim>::head_floats(p.num_k_blocks)
                                     : p.k_mean + int64_t(shared.tile.k_row) * p.k_capacity * kHeadDim;
@@ -89,9 +82,9 @@ struct SelectKernel : SelectLayout<Config, kMode> {
       // Where CTAs own fewer rows than a half tile has, its lanes send to several.
       int const own_row = lane / 4 % kCtaRows, own_rank = lane / 4 / kCtaRows;
       float* place = rows + unit * Unit::kCols + lane % 4 * kGroupWords + own_row * stride;
-      Unit::run(q, keys, unit, num_cols, [&](int half_tile, int part, float4 const& scores) {
+      Unit::run(q, keys, unit, num_cols, [&](int half_tile, float4 const& scores) {
         int const owner = half_tile * kHalfRows / kCtaRows + own_rank, row = half_tile * kHalfRows % kCtaRows;
-        float* target = place + part * kLanesCols + row * stride;
+        float* target = place + row * stride;
         if constexpr (kCluster == 1) *reinterpret_cast<float4*>(target) = scores;
         else store_async(cluster_address(target, owner), scores, cluster_address(&shared.full, owner));
       });

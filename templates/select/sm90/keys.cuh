@@ -11,6 +11,7 @@ namespace prism {
 constexpr int kGroupWords = 4;
 constexpr int kGroupCols = kGroupWords * kWarpSize;
 constexpr int kLanesCols = 4 * kGroupWords;  // of four lanes of the row's warp: 16, side by side
+constexpr int kNTiles = kLanesCols / kMmaCols;  // that a warp computes at a time
 
 CUTE_HOST_DEVICE constexpr int num_groups(int num_cols) { return (num_cols + kGroupCols - 1) / kGroupCols; }
 
@@ -45,7 +46,7 @@ struct KeyHalves {
 };
 
 // What a lane reads of a head's keys to make scores. Their means and energies:
-template <class Band, int kHeadDim, int kNTiles, bool kPrepared>
+template <class Band, int kHeadDim, bool kPrepared>
 struct UnitKeys {
   float const *mean, *energy;  // of the head
 
@@ -66,25 +67,24 @@ struct UnitKeys {
     }
     CUTE_DEVICE uint4 halves(uint4 const& k, int n) const { return split_four(reinterpret_cast<float4 const&>(k), scale[n].up); }
     CUTE_DEVICE void load_down() {}
-    // down[p]: of this lane's four neighbouring columns in the p-th 16.
-    CUTE_DEVICE void finish(float4 (&down)[kNTiles / 2], int lane) const {
+    // Of this lane's four neighbouring columns.
+    CUTE_DEVICE float4 finish(int lane) const {
       auto const of = [&](int n, int e) { return __shfl_sync(kFullWarp, scale[n].down, 4 * (2 * (lane % 4) + e)); };
-      CUTE_UNROLL
-      for (int n = 0; n < kNTiles; n += 2) down[n / 2] = make_float4(of(n, 0), of(n, 1), of(n + 1, 0), of(n + 1, 1));
+      return make_float4(of(0, 0), of(0, 1), of(1, 0), of(1, 1));
     }
   };
 
   CUTE_DEVICE UnitKeys(float const* k_mean, float const* k_energy, int) : mean(k_mean), energy(k_energy) {}
 
   CUTE_DEVICE Unit unit(int index, int num_cols, int lane) const {
-    constexpr int kPerGroup = kGroupCols / (kNTiles / 2 * kLanesCols);
+    constexpr int kPerGroup = kGroupCols / kLanesCols;
     int const group = index / kPerGroup, place = index % kPerGroup;
-    // Column x of n-tile n stands for word n % 2 * 2 + x % 2 and lane 4 * (kNTiles / 2 * place + n / 2) + x / 2 of the group.
-    int const x = lane / 4, first = group * kGroupCols + x % 2 * kWarpSize + 2 * kNTiles * place + x / 2;
+    // Column x of n-tile n stands for word n * 2 + x % 2 and lane 4 * place + x / 2 of the group.
+    int const x = lane / 4, first = group * kGroupCols + x % 2 * kWarpSize + 4 * place + x / 2;
     Unit unit;
     CUTE_UNROLL
     for (int n = 0; n < kNTiles; ++n) {
-      int const column = min(first + n % 2 * 2 * kWarpSize + n / 2 * 4, num_cols - 1);
+      int const column = min(first + n * 2 * kWarpSize, num_cols - 1);
       unit.energy[n] = __ldg(energy + column * kComponents + kAllDims);
       unit.rows[n] = mean + column * kHeadDim + 4 * (lane % 4);
       asm("" : "+l"(unit.rows[n]));
@@ -94,8 +94,8 @@ struct UnitKeys {
 };
 
 // Or what prepare.cuh made of them:
-template <class Band, int kHeadDim, int kNTiles>
-struct UnitKeys<Band, kHeadDim, kNTiles, true> {
+template <class Band, int kHeadDim>
+struct UnitKeys<Band, kHeadDim, true> {
   using Halves = KeyHalves<kHeadDim>;
   uint4 const* halves;  // this lane's; of two chunks that are neighbours, its own one's
   int to_factors;       // from there, in vectors
@@ -103,7 +103,7 @@ struct UnitKeys<Band, kHeadDim, kNTiles, true> {
   struct Unit {
     uint4 const* tile;
     int to_factors;
-    float4 down[kNTiles / 2];
+    float4 down;
 
     CUTE_DEVICE void start() {}
     template <int kPair>
@@ -112,17 +112,11 @@ struct UnitKeys<Band, kHeadDim, kNTiles, true> {
       constexpr int kGap = Band::kChunks[2 * kPair + 1] * Halves::kChunkVectors - kFirst - Halves::kChunkVectors;
       int const offset = kGap != 0 && lane % 4 >= 2 ? kFirst + kGap : kFirst;
       CUTE_UNROLL
-      for (int n = 0; n < kNTiles; ++n) k[n] = __ldg(tile + n / 2 * Halves::kPairVectors + n % 2 * Halves::kTileVectors + offset);
+      for (int n = 0; n < kNTiles; ++n) k[n] = __ldg(tile + n * Halves::kTileVectors + offset);
     }
     CUTE_DEVICE uint4 halves(uint4 const& k, int) const { return k; }
-    CUTE_DEVICE void load_down() {
-      CUTE_UNROLL
-      for (int i = 0; i < kNTiles / 2; ++i) down[i] = __ldg(reinterpret_cast<float4 const*>(tile + to_factors) + i * Halves::kPairVectors);
-    }
-    CUTE_DEVICE void finish(float4 (&to)[kNTiles / 2], int) const {
-      CUTE_UNROLL
-      for (int i = 0; i < kNTiles / 2; ++i) to[i] = down[i];
-    }
+    CUTE_DEVICE void load_down() { down = __ldg(reinterpret_cast<float4 const*>(tile + to_factors)); }
+    CUTE_DEVICE float4 finish(int) const { return down; }
   };
 
   // k_halves: of the head.
@@ -133,7 +127,7 @@ struct UnitKeys<Band, kHeadDim, kNTiles, true> {
   }
 
   CUTE_DEVICE Unit unit(int index, int, int) const {
-    Unit unit{halves + index * (kNTiles / 2 * Halves::kPairVectors), to_factors, {}};
+    Unit unit{halves + index * Halves::kPairVectors, to_factors, {}};
     asm("" : "+l"(unit.tile));  // one address and immediate offsets, where ptxas would make an address for every load
     return unit;
   }

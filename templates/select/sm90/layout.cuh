@@ -26,9 +26,6 @@ struct SelectLayout {
   static constexpr int kCluster = Config::kCluster;
   static constexpr bool kPrepared = Config::kPrepared;
   static constexpr bool kGroup = kMode == SelectMode::kGroup, kPlain = kMode == SelectMode::kPlain;
-  static constexpr bool kFragments = kPrepared && kPlain;  // q comes as fragments: a tile's rows are neighbours
-  // 16 columns a unit, or 32 where no cluster shares them: q is read half as often.
-  static constexpr int kWide = kFragments && kCluster == 1 ? 2 : 1;
   static constexpr int kLeastWords = 2 * kStepWords;  // both bands of a row, each read in whole steps
   static constexpr int kWords = Config::kWords < kLeastWords ? kLeastWords : Config::kWords;  // that a row has room for
   static constexpr int kWarps = kThreads / kWarpSize;
@@ -46,14 +43,8 @@ struct SelectLayout {
   static_assert(kCtaRows % kHalfRows == 0 || kHalfRows % kCtaRows == 0, "a CTA's rows must not straddle half tiles");
   static_assert(kCluster == 1 || kCluster == 2 || kCluster == 4 || kCluster == 8, "the portable cluster sizes");
 
-  using Fragments = TileFragments<High, Low, kTileRows>;
-
-  // Of what prepare.cuh makes of q, whatever the mode.
-  CUTE_HOST_DEVICE static int64_t query_floats(int64_t heads, int num_q_blocks) {
-    int64_t const rows = int64_t(num_q_blocks) * kHeadDim;
-    int64_t const tiles = Fragments::of_rows(num_q_blocks) * int64_t(sizeof(Fragments) / sizeof(float));
-    return heads * (rows > tiles ? rows : tiles);
-  }
+  // Of what prepare.cuh makes of q.
+  CUTE_HOST_DEVICE static int64_t query_floats(int64_t heads, int num_q_blocks) { return heads * num_q_blocks * kHeadDim; }
 
   // Row r of a tile is owned by CTA r / kCtaRows and stands there for query block (r % kCtaRows) / heads and head r % heads.
   struct Tile {

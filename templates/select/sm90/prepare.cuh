@@ -22,39 +22,6 @@ CUTE_DEVICE void prepare_queries(float const* mean, float const* energy, float* 
   }
 }
 
-// The rows of `heads` heads of q as fragments of whole tiles; rows past the last repeat it. A CTA takes one pair of chunks of one band.
-template <int kHeadDim, class Tile>
-CUTE_DEVICE void prepare_fragments(float const* mean, float const* energy, Tile* tiles, int heads, int rows, int cta, int ctas) {
-  using High = decltype(Tile::high);
-  using Low = decltype(Tile::low);
-  constexpr int kLanes = kWarpSize * High::kMTiles, kPairs = Tile::kPairs;
-  int const own = cta % kPairs, pair = own < High::kPairs ? own : own - High::kPairs, lane = threadIdx.x % kWarpSize;
-  int dims = 0;  // this lane's four begin here
-  auto const find = [&](auto const* of_band, int first_pair) {
-    using Fragments = std::remove_cv_t<std::remove_pointer_t<decltype(of_band)>>;
-    cute::for_each(cute::make_seq<Fragments::kPairs>{}, [&](auto place) {
-      using Pair = typename Fragments::template Pair<decltype(place)::value>;
-      if (own == first_pair + int(place)) dims = (lane % 4 < 2 ? Pair::kFirst : Pair::kFirst + Pair::kGap) + 4 * (lane % 4);
-    });
-  };
-  find(static_cast<High const*>(nullptr), 0);
-  find(static_cast<Low const*>(nullptr), High::kPairs);
-  int const row_tiles = Tile::of_rows(rows), stride = (ctas - own + kPairs - 1) / kPairs * kPrepareThreads;
-  #pragma unroll 2
-  for (int i = cta / kPairs * kPrepareThreads + threadIdx.x; i < heads * row_tiles * kLanes; i += stride) {
-    int const tile = i / kLanes, m = i % kLanes / kWarpSize, head = tile / row_tiles;
-    int const row = tile % row_tiles * Tile::kRows + m * kMmaRows + lane / 4;
-    auto const halves = [&](int in_head) {
-      int64_t const at = int64_t(head) * rows + min(in_head, rows - 1);
-      float4 const four = __ldg(reinterpret_cast<float4 const*>(mean + at * kHeadDim + dims));
-      return split_four(four, half_scale(__ldg(energy + at * kComponents + kAllDims)).up);
-    };
-    uint4 const top = halves(row), bottom = halves(row + kHalfRows);
-    if (own < High::kPairs) tiles[tile].high.put(pair, m, lane, top, bottom);
-    else tiles[tile].low.put(pair, m, lane, top, bottom);
-  }
-}
-
 // Rows of k as KeyHalves has them with their factors, and zeros up to whole groups.
 template <int kHeadDim>
 CUTE_DEVICE void prepare_keys(float const* mean, float const* energy, float* halves, int rows, int cta, int ctas) {
@@ -96,8 +63,7 @@ CUTE_DEVICE void prepare_total(float const* energy, int blocks, float* total) {
 }
 
 // gridDim: (slices of a KV head's means, then one for each of its q heads and one for itself; batch * num_kv_heads).
-// Tile: TileFragments, or void where q stays in rows.
-template <int kHeadDim, class Tile>
+template <int kHeadDim>
 __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(SelectParams const p) {
   int const row = blockIdx.y, heads = p.num_q_heads / p.num_kv_heads;
   launch_dependents();
@@ -111,12 +77,7 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(SelectParams c
                   p.q_totals + (row * heads + side) * kComponents);
   } else {
     float const *mean = p.q_mean + q_row * kHeadDim, *energy = p.q_energy + q_row * kComponents;
-    if constexpr (std::is_void_v<Tile>) {
-      prepare_queries<kHeadDim>(mean, energy, p.q_halves + q_row * kHeadDim, heads * p.num_q_blocks, slice, slices);
-    } else {
-      Tile* tiles = reinterpret_cast<Tile*>(p.q_halves) + int64_t(row) * heads * Tile::of_rows(p.num_q_blocks);
-      prepare_fragments<kHeadDim>(mean, energy, tiles, heads, p.num_q_blocks, slice, slices);
-    }
+    prepare_queries<kHeadDim>(mean, energy, p.q_halves + q_row * kHeadDim, heads * p.num_q_blocks, slice, slices);
     prepare_keys<kHeadDim>(p.k_mean + k_row * kHeadDim, p.k_energy + k_row * kComponents,
                            p.k_halves + row * KeyHalves<kHeadDim>::head_floats(p.num_k_blocks), p.num_k_blocks, slice, slices);
   }

@@ -20,22 +20,21 @@ CUTE_DEVICE void mma_half(float (&d)[4], uint4 const& a, uint32_t b0, uint32_t b
   cute::SM80_16x8x16_F32F16F16F32_TN::fma(d[0], d[1], d[2], d[3], a.x, a.y, a.z, a.w, b0, b1, d[0], d[1], d[2], d[3]);
 }
 
-// One warp's share: scores of the tile's rows with kCols columns of a group. kWide: such times 16; with more, q is read less often.
-template <class Band, int kTileRows, int kHeadDim, bool kPrepared, int kWide>
+// One warp's share: scores of the tile's rows with kCols columns of a group.
+template <class Band, int kTileRows, int kHeadDim, bool kPrepared>
 struct ScoreUnit {
-  static constexpr int kCols = kWide * kLanesCols;
+  static constexpr int kCols = kLanesCols;
   static constexpr int kPerGroup = kGroupCols / kCols;
 
   using Fragments = QueryFragments<Band, kTileRows>;
   static constexpr int kMTiles = Fragments::kMTiles;
-  static constexpr int kNTiles = 2 * kWide;
-  using Keys = UnitKeys<Band, kHeadDim, kNTiles, kPrepared>;
-  // k-steps whose loads are in flight; halves leave registers for more, and twice the columns for fewer.
-  static constexpr int kDepth = std::min(Fragments::kPairs, !kPrepared || kMTiles > 1 ? 2 : kWide == 1 ? 3 : 1);
+  using Keys = UnitKeys<Band, kHeadDim, kPrepared>;
+  // k-steps whose loads are in flight; halves leave registers for more.
+  static constexpr int kDepth = std::min(Fragments::kPairs, !kPrepared || kMTiles > 1 ? 2 : 3);
   using Accumulator = float[kMTiles][kNTiles][4];
 
   // keys: of the head. index: of the unit among those of a row. Values of columns at and past num_cols mean nothing.
-  // put(half_tile, part, scores): the lane's four neighbouring scores in row kHalfRows * half_tile + lane / 4, in the part-th 16 columns.
+  // put(half_tile, scores): the lane's four neighbouring scores in row kHalfRows * half_tile + lane / 4.
   template <class Put>
   CUTE_DEVICE static void run(Fragments const& q, Keys const& keys, int index, int num_cols, Put const& put) {
     int const lane = threadIdx.x % kWarpSize;
@@ -66,17 +65,12 @@ struct ScoreUnit {
         for (int n = 0; n < kNTiles; ++n) mma_half(acc[m][n], high, b[n].x, b[n].y);
       }
     });
-    float4 down[kWide];
-    unit.finish(down, lane);
+    float4 const down = unit.finish(lane);
     CUTE_UNROLL
     for (int half_tile = 0; half_tile < 2 * kMTiles; ++half_tile) {
       int const m = half_tile / 2, i = half_tile % 2 * 2;
-      CUTE_UNROLL
-      for (int part = 0; part < kWide; ++part) {
-        float const(&left)[4] = acc[m][2 * part], (&right)[4] = acc[m][2 * part + 1];
-        float4 const& x = down[part];
-        put(half_tile, part, make_float4(left[i] * x.x, left[i + 1] * x.y, right[i] * x.z, right[i + 1] * x.w));
-      }
+      float const(&left)[4] = acc[m][0], (&right)[4] = acc[m][1];
+      put(half_tile, make_float4(left[i] * down.x, left[i + 1] * down.y, right[i] * down.z, right[i + 1] * down.w));
     }
   }
 };

@@ -42,9 +42,9 @@ CUTE_DEVICE void emit_long_list(SelectParams const& p, int64_t out_row, int q_bl
   uint32_t next = kept_word(lane);
   for (int first = 0; first < num_words; first += kBatchWords) {
     int const word = first + lane;
-    uint32_t kept = next;
+    uint32_t const now = next;
     next = kept_word(word + kBatchWords);  // under way while this batch is written
-    kept = word < num_words ? (kept | forced_word(p, word, q_block, num_visible)) & bit_range(0, num_visible - word * kWarpSize) : 0u;
+    uint32_t const kept = listed_word(p, word, now, q_block, num_visible);
     if (__reduce_max_sync(kFullWarp, uint32_t(__popc(kept))) <= kFewBits) {  // a lane a word
       int const end = warp_prefix_sum(__popc(kept), lane);
       int32_t* out = list + count + end - __popc(kept);

@@ -9,7 +9,7 @@ namespace prism {
 // A thread's part of its rows' lists: every fourth entry.
 struct ListedRows {
   static constexpr int kMost = kListEntries / 4;
-  static constexpr int kHeld = 8;  // whose values are in registers: with more, ptxas would be short of them in the passes too
+  static constexpr int kHeld = 16;  // whose values are in registers, loaded and looked at all together
   static constexpr int kMoreStep = kThreadRows * kWarpSize;  // shared memory for the others: words from entry to entry
   static_assert((kMost - kHeld) * kMoreStep <= 16 * Buckets::kStride, "in place of a warp's counts");
 
