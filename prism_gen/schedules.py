@@ -66,7 +66,8 @@ def _select(head_dim: int) -> Row:
             shape(16, rows=16, cluster=1, ctas_per_sm=4),
         ),
         # Where nothing is prepared the clusters are plain's: energies are added up in their order, and both kernels
-        # must give the same bits. 256 words: four rows fill shared memory.
+        # must give the same bits (those for long rows scale keys by head, and may round otherwise). 256 words: four
+        # rows fill shared memory.
         head=(
             shape(4, rows=16, cluster=2, ctas_per_sm=2),
             shape(16, rows=16, cluster=1, ctas_per_sm=2),

@@ -128,6 +128,12 @@ SELECT_CASES = (
     *(SelectCase(300, 150_000, 64, 64, num_q_heads=q, num_kv_heads=kv, scores="flat") for q, kv in GROUPS),
     SelectCase(20_000, 150_000, 64, 64, num_q_heads=7, num_kv_heads=1, scores="flat"),
     SelectCase(100_000, 131_072, 128, 128, num_q_heads=4, num_kv_heads=2),
+    # The shortest of them: 512 blocks are still another kernel's, 513 with one q block and more.
+    *(
+        SelectCase(q, k, 64, 64, batch=2, scores="flat")
+        for q, k in ((300, 512 * 64), (300, 512 * 64 + 1), (1, 513 * 64))
+    ),
+    SelectCase(36_900, 36_900, 64, 64, num_q_heads=2, num_kv_heads=1, batch=2),
     SelectCase(70_000, 70_000, 64, 64, num_q_heads=7, num_kv_heads=1, scores="flat"),
     SelectCase(300, 1 << 19, 64, 64, num_q_heads=2, num_kv_heads=1),
     SelectCase(129, 1 << 20, 64, 64, num_q_heads=3, num_kv_heads=1, scores="flat"),

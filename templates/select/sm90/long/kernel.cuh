@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) select_long_kernel(__grid
   }
   __syncthreads();
   await_previous_kernels();
-  launch_dependents();  // what makes lists looks at what prepare has cleared
+  launch_dependents();  // behind the wait: emit.cuh looks at counters that prepare has cleared by then, and waits for them alone
   int const warp_group = cutlass::canonical_warp_group_idx();
   if (warp_group == 0) {
     cutlass::arch::warpgroup_reg_dealloc<Traits::kLoaderRegisters>();
