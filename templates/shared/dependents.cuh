@@ -10,8 +10,8 @@ namespace prism {
 // only behind its own wait, and the next one ends behind it: select/sm90/long/emit.cuh).
 CUTE_DEVICE void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
-// Returns once the kernel before this one has ended and its writes are visible; that one ends behind those before it. What a thread tells others after it, through
-// barriers, is ordered behind it.
+// Returns once the kernel before this one has ended and its writes are visible; that one ends behind those before it. What a
+// thread tells others after it, through barriers, is ordered behind it.
 CUTE_DEVICE void await_previous_kernels() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 }  // namespace prism
