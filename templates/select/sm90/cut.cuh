@@ -9,6 +9,11 @@
 namespace prism {
 
 CUTE_DEVICE uint32_t fixed_target(float threshold) { return __float2uint_ru(threshold * float(kFixedOne)); }
+// Of a row's fixed-point sum, rounded up; at least 1. threshold < 1.
+CUTE_DEVICE uint32_t share_of(uint32_t total, float threshold) {
+  uint32_t const share = __float2uint_ru(threshold * 0x1p32f);
+  return max(__umulhi(total, share) + (total * share != 0 ? 1u : 0u), 1u);
+}
 
 // What exponentiate learns of a row. sum, top: of its exponentials. centre, width: mean and deviation of log2 of an exponential,
 // weighted with it, by a sample; they guide a search and nothing else.

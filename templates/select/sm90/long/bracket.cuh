@@ -23,9 +23,9 @@ struct RowBracket {
   CUTE_DEVICE void decide(bool keep_all) { low = high = keep_all ? 0u : ~0u; }
   CUTE_DEVICE bool decided() const { return low == high; }
 
-  // unit: of fixed point, as a multiple of what the stretch's octaves are counted from.
+  // unit: of fixed point, in octaves from what the stretch's are counted from.
   CUTE_DEVICE void guess(Stretch const& stretch, float unit) {
-    auto const value = [&](float octaves) { return __float2uint_rz(exp2f(octaves) * unit); };
+    auto const value = [&](float octaves) { return __float2uint_rz(exp2f(octaves + unit)); };
     low = max(min(value(stretch.low), kBound - 1u), 1u);  // hidden columns hold 0
     high = max(min(value(stretch.high), kBound - 1u) + 1u, low + 1u);
   }
@@ -35,9 +35,8 @@ struct RowBracket {
   // Takes in the sums at and above both ends, the number of the values between them, and whether all of them are listed. Returns
   // whether the cut-off lies there, and can be found; or moves the ends. Each turn takes from what is known, every third one a half. Where
   // ties do not fit into the lists, the next pass keeps values from them on, and of the ties the first `ties`.
-  CUTE_DEVICE bool learn(Known& known, float threshold, uint32_t sum_low, uint32_t sum_high, int found, bool listed, int turn) {
+  CUTE_DEVICE bool learn(Known& known, uint32_t target, uint32_t sum_low, uint32_t sum_high, int found, bool listed, int turn) {
     if (decided()) return true;
-    uint32_t const target = fixed_target(threshold);
     bool const above = sum_high >= target, below = !above && low > 0 && sum_low < target, inside = !above && !below;
     if (inside && listed) return true;
     if (inside && high - low == 1) {  // more ties than a list has room for

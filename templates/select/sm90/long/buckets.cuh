@@ -20,14 +20,21 @@ CUTE_DEVICE float quad_max(float x) {
 struct Buckets {
   static constexpr int kCount = 64;
   static constexpr int kStride = kCount + 4;  // words from row to row: rows fall into different banks, and are read 16 bytes at once
-  // Of the deviation of a row's first tile, about its mean: what is to be resolved. The cut-off lies above the mean in rows of few strong
+  // Of the deviation of a row's sample, about its mean: what is to be resolved. The cut-off lies above the mean in rows of few strong
   // columns, below it in even ones. A row of equal values has a deviation of 0.
   static constexpr float kBelow = 2.5f, kAbove = 3.5f, kLeastDeviation = 0x1p-14f;
+  // Even rows, of a deviation of less than a factor of e, are log-normal enough to tell where most of their values lie: more than kBeyond
+  // above the cut-off of such a row.
+  static constexpr float kEven = 1.f, kBeyond = 1.f;
 
   float slope, offset;  // a value lies at slope * octaves + offset, from 0 to 1
 
-  CUTE_DEVICE static Buckets about(float mean, float deviation) {
-    float const width = fmaxf(deviation, kLeastDeviation), slope = 1.f / ((kBelow + kAbove) * width);
+  // quantile: of the row's threshold.
+  CUTE_DEVICE static Buckets about(float mean, float deviation, float quantile) {
+    constexpr float kLn2 = 0.6931472f;
+    float const width = fmaxf(deviation, kLeastDeviation), nats = width * kLn2;
+    float const above = nats < kEven ? fminf(fmaxf(nats - quantile + kBeyond, kBeyond - kBelow), kAbove) : kAbove;
+    float const slope = 1.f / ((kBelow + above) * width);
     return {slope, (kBelow * width - mean) * slope};
   }
   CUTE_DEVICE float step() const { return 1.f / (slope * float(kCount - 1)); }

@@ -63,11 +63,12 @@ class LongConsumer {
       for (int r = 0; r < kThreadRows; ++r) {
         bits.sum_high[r] = quad_sum(bits.sum_high[r]);
         bits.sum_between[r] = quad_sum(bits.sum_between[r]);
-        uint32_t const sum_low = bits.sum_high[r] + bits.sum_between[r];
+        bits.total[r] = quad_sum(bits.total[r]);
+        uint32_t const sum_low = bits.sum_high[r] + bits.sum_between[r], target = share_of(bits.total[r], rule.threshold);
         RowBracket::Known now;
         if (turn > 1) now = known(r);
         __syncwarp();
-        again |= !bracket[r].learn(now, rule.threshold, sum_low, bits.sum_high[r], bits.found_of(r), bits.found_of(r) <= kListEntries, turn);
+        again |= !bracket[r].learn(now, target, sum_low, bits.sum_high[r], bits.found_of(r), bits.found_of(r) <= kListEntries, turn);
         if (thread_ % 4 == 0) known(r) = now;
         __syncwarp();
         trims |= now.ties != kAllTies;
@@ -87,6 +88,7 @@ class LongConsumer {
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
       for (int i = thread_ % 4; i < Buckets::kCount; i += 4) counts(r)[i] = 0;
+      if (thread_ % 4 == 0) *sample(r) = {0.f, 0.f, 0.f, rule.quantile};
       sums.place[r] = Buckets::place_of(counts(r));
     }
     __syncwarp();
@@ -99,8 +101,10 @@ class LongConsumer {
       float const energy = __ldg(p.q_energy + (int64_t(q_row_) * p.num_q_blocks + q_block(r)) * kComponents + kAllDims);
       sums.scale[r] = fmaxf(half_scale(energy).down * band_scale, kLeastScale);
     }
-    each_tile([&](auto const& acc, int, bool first) {
-      sums.add(acc, first);
+    each_tile<false>(smem_.job.sample > 0 ? -1 : 0, [&](auto const& acc, int tile) {
+      using Step = RowSums::Step;
+      Moments* const samples[] = {sample(0), sample(1)};
+      sums.add(acc, tile < 0 ? Step::kSample : tile == 0 ? Step::kFirst : Step::kOther, samples);
     });
     __syncwarp();
     int const counted = (last_sees_ + kLongColumns - 1) / kLongColumns * kLongColumns;
@@ -114,15 +118,16 @@ class LongConsumer {
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
       bits.scale[r] = sums.scale[r];
-      bits.reference[r] = sums.reference[r];
-      bits.unit[r] = __frcp_rn(mass[r]) * float(kFixedOne);  // a power of two: p rounds once
+      // Mass is that of the first pass's scores: no row's values add up to more than 1.
+      float const unit = __log2f(float(kFixedOne)) - __log2f(mass[r]) - LongProducts<Traits>::kHighError * sums.scale[r];
+      bits.shift[r] = unit - sums.reference[r];
       // A mass of 1 or more (or NaN) keeps all, and so does a row of NaN.
       if (!is_row(r) || !(rule.threshold > 0.f && rule.threshold < 1.f) || !(mass[r] > 0.f && mass[r] < INFINITY)) {
         bracket[r].decide(!(rule.threshold <= 0.f));
       } else if (sees_[r] <= kListEntries) {
         bracket[r].take_whole();
       } else {
-        bracket[r].guess(stretch[r], bits.unit[r]);
+        bracket[r].guess(stretch[r], unit);
       }
     }
   }
@@ -138,7 +143,7 @@ class LongConsumer {
     for (int r = 0; r < kThreadRows; ++r) bits.low[r] = bracket[r].low, bits.high[r] = bracket[r].high;
     uint32_t* const kept = kept_words(0);
     int const next_kept = 8 * params_.num_tiles * kTileWords;  // to the thread's other row
-    each_tile([&](auto const& acc, int tile, bool) {
+    each_tile<true>(0, [&](auto const& acc, int tile) {
       int const column = tile * kLongColumns + thread_ % 4 * kThreadColumns;
       if constexpr (kProbs) {
         ProbsPlace const place = probs_place(tile);
@@ -191,9 +196,9 @@ class LongConsumer {
     int q_row = q_row_;
     asm("" : "+r"(q_row));  // addresses are made anew here: kept through the passes, they would spill
     ListedRows rows;
-    rows.target = fixed_target(rule.threshold);
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
+      rows.target[r] = share_of(bits.total[r], rule.threshold);
       rows.list[r] = params_.lists + first_entry(r);
       rows.found[r] = bracket[r].decided() ? 0 : bits.found_of(r);
       rows.kept[r] = params_.kept_row(q_row, band_, row_of(r));
@@ -213,17 +218,18 @@ class LongConsumer {
     if (lane() == 0) asm volatile("fence.acq_rel.gpu; red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(masked) : "memory");
   }
 
-  // f(scores, tile, first): for each tile that the warp group sees; hidden scores are -inf.
-  template <class F>
-  CUTE_DEVICE void each_tile(F const& f) {
+  // f(scores, tile): for each tile that the warp group sees; hidden scores are -inf. begin: 0, or -1 if a sample, which all rows see whole,
+  // comes first. kWhole: of LongProducts::take.
+  template <bool kWhole, class F>
+  CUTE_DEVICE void each_tile(int begin, F const& f) {
     int const num_tiles = smem_.job.num_tiles;
     auto acc = LongProducts<Traits>::accumulator();  // of this pass alone: registers are wanted between the passes
     #pragma unroll 1
-    for (int tile = 0; tile < num_tiles; ++tile) {
-      if (tile * kLongColumns < last_sees_) {
-        products_.take(acc, Traits::band_slabs(band_));
+    for (int tile = begin; tile < num_tiles; ++tile) {
+      if (max(tile, 0) * kLongColumns < last_sees_) {
+        products_.template take<kWhole>(acc, Traits::band_slabs(band_));
         if ((tile + 1) * kLongColumns > first_sees_) mask(acc, tile);
-        f(acc, tile, tile == 0);
+        f(acc, tile);
       } else {
         products_.pass_by(Traits::band_slabs(band_));
       }
@@ -264,6 +270,7 @@ class LongConsumer {
 
   CUTE_DEVICE RowBracket::Known& known(int r) const { return smem_.known[warp_group_][row_of(r) - first_row_]; }  // registers are short
   CUTE_DEVICE uint32_t* counts(int r) const { return smem_.counts[warp_group_][row_of(r) - first_row_]; }
+  CUTE_DEVICE Moments* sample(int r) const { return reinterpret_cast<Moments*>(counts(r) + Buckets::kCount); }  // behind them
   CUTE_DEVICE uint32_t* warp_counts() const { return smem_.counts[warp_group_][thread_ / kWarpSize * 16]; }
   CUTE_DEVICE int cta_warp_group() const { return int(blockIdx.x) * Traits::kWarpGroups + warp_group_; }
   // Where a row's list begins among all CTAs', of kMostLongCtas * 3 * 64 rows at most.

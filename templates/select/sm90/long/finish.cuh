@@ -13,7 +13,7 @@ struct ListedRows {
   static constexpr int kMoreStep = kThreadRows * kWarpSize;  // shared memory for the others: words from entry to entry
   static_assert((kMost - kHeld) * kMoreStep <= 16 * Buckets::kStride, "in place of a warp's counts");
 
-  uint32_t target;
+  uint32_t target[kThreadRows];
   uint2 const* list[kThreadRows];  // of the row
   int found[kThreadRows];          // its entries
   uint32_t* kept[kThreadRows];     // its bit mask
@@ -113,7 +113,7 @@ struct ListedRows {
       most = max(most, __shfl_xor_sync(kFullWarp, most, offset));
     }
     bool const any = found[r] > 0;
-    CutoffSearch search(target, CutoffStart{any ? most + 1u : bracket.high, 0.f, 0.f, 1.f});
+    CutoffSearch search(target[r], CutoffStart{any ? most + 1u : bracket.high, 0.f, 0.f, 1.f});
     search.low = any ? least : bracket.low;
     search.sum_low = sum_high + sum_between;
     search.sum_high = sum_high;

@@ -26,10 +26,11 @@ class LongLoader {
       tell(work);
       load_queries(work);
       q_ring_.advance();
+      if (int const sample = work.sample(params_); sample > 0) load_keys(work, sample, sample + 1);
       bool first = true, again = true;
       #pragma unroll 1
       while (again) {
-        load_keys(work);
+        load_keys(work, 0, work.num_tiles(params_));
         if (!first) {
           wait_at(smem_.verdict, verdict_.phase);
           verdict_.advance();
@@ -50,6 +51,7 @@ class LongLoader {
     job.k_row = work.k_row;
     job.num_items = work.num_items;
     job.num_tiles = work.num_tiles(params_);
+    job.sample = work.sample(params_);
     #pragma unroll 1
     for (int item = 0; item < work.num_items; ++item) {
       job.items[item] = {work.q_row(params_, item), work.row_tile(params_, item) * kLongRows, work.first_sees(params_, item),
@@ -68,13 +70,13 @@ class LongLoader {
     }
   }
 
-  CUTE_DEVICE void load_keys(Work const& work) {
+  CUTE_DEVICE void load_keys(Work const& work, int begin, int end) {
     constexpr int kTileBytes = Traits::kSlabs * kKeySlabBytes;
-    int const tiles = work.num_tiles(params_), slabs = Traits::band_slabs(work.band);
+    int const slabs = Traits::band_slabs(work.band);
     unsigned char const* const head =
         params_.k_slabs + int64_t(work.k_row) * params_.num_tiles * kTileBytes + Traits::first_slab(work.band) * kKeySlabBytes;
     #pragma unroll 1
-    for (int tile = 0; tile < tiles; ++tile) {
+    for (int tile = begin; tile < end; ++tile) {
       #pragma unroll 1
       for (int slab = 0; slab < slabs; ++slab) {
         wait_at(smem_.k_empty[k_ring_.slot], k_ring_.phase ^ 1);

@@ -42,6 +42,17 @@ CUTE_DEVICE void each_group(Tensor const& acc, First const& first, Second const&
   }
 }
 
+// Of logits, in octaves.
+struct Moments {
+  float number, mean, variance;
+  float quantile;  // of the row's threshold
+
+  CUTE_DEVICE Moments with(Moments const& other) const {
+    float const all = number + other.number, part = other.number / all, apart = other.mean - mean;
+    return {all, fmaf(part, apart, mean), fmaf(part, other.variance - variance, variance) + part * (1.f - part) * apart * apart, quantile};
+  }
+};
+
 // The first pass: a row's sum of exponentials, and counts of its values. Exponents are counted from a reference point, the largest logit of
 // the row's first tile, which moves only where a later tile outgrows it by far.
 struct RowSums {
@@ -57,19 +68,22 @@ struct RowSums {
     for (int r = 0; r < kThreadRows; ++r) {
       reference[r] = -INFINITY;
       total[r] = 0.f;
-      buckets[r] = Buckets::about(0.f, 1.f);
+      buckets[r] = {1.f, 0.f};
     }
   }
 
-  // A tile. first: of the row. A row moves by its own logits alone. (In a tile in which a row of the warp moved, values are counted twice.)
+  // A tile. step: kSample, of a tile that comes again, kFirst, of the row's first one, or kOther. samples: what is known of a sample, for
+  // both rows. A row moves by its own logits alone. (In a tile in which a row of the warp moved, values are counted twice.)
+  enum class Step { kSample, kFirst, kOther };
   template <class Tensor>
-  CUTE_DEVICE void add(Tensor const& acc, bool first) {
+  CUTE_DEVICE void add(Tensor const& acc, Step step, Moments* const (&samples)[kThreadRows]) {
     float sum[kThreadRows] = {INFINITY, INFINITY};  // a row without a point is to get one
-    bool look = first;
+    bool look = step != Step::kOther;
     #pragma unroll 1
     for (;;) {
       if (look) move(acc, sum);
-      if (first) place_buckets(acc);
+      if (step != Step::kOther) measure(acc, step, samples);
+      if (step == Step::kSample) return;
       CUTE_UNROLL
       for (int r = 0; r < kThreadRows; ++r) sum[r] = 0.f;
       struct Value {
@@ -117,15 +131,15 @@ struct RowSums {
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
       if (!grown[r]) continue;
-      float const growth = most[r] - reference[r];
-      reference[r] = most[r];
+      float const next = fmaxf(most[r], reference[r]), growth = next - reference[r];
+      reference[r] = next;
       total[r] *= exp2f(-growth);
       buckets[r].offset += growth * buckets[r].slope;
     }
   }
 
   template <class Tensor>
-  CUTE_DEVICE void place_buckets(Tensor const& acc) {
+  CUTE_DEVICE void measure(Tensor const& acc, Step step, Moments* const (&samples)[kThreadRows]) {
     float visible[kThreadRows] = {}, first[kThreadRows] = {}, second[kThreadRows] = {};
     each_score(acc, [&](int, int r, float score) {
       float const octaves = fmaf(score, scale[r], -reference[r]);
@@ -137,10 +151,16 @@ struct RowSums {
     });
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
-      float const inverse = 1.f / quad_sum(visible[r]), mean = quad_sum(first[r]) * inverse;
-      float const variance = quad_sum(second[r]) * inverse - mean * mean;
-      buckets[r] = Buckets::about(mean, sqrtf(fmaxf(variance, 0.f)));
+      float const number = quad_sum(visible[r]), mean = quad_sum(first[r]) / number;
+      Moments const now{number, mean + reference[r], fmaxf(quad_sum(second[r]) / number - mean * mean, 0.f), samples[r]->quantile};
+      if (step == Step::kSample) {
+        if (threadIdx.x % 4 == 0) *samples[r] = now;
+      } else {
+        Moments const both = samples[r]->with(now);
+        buckets[r] = Buckets::about(both.mean - reference[r], sqrtf(both.variance), both.quantile);
+      }
     }
+    __syncwarp();
   }
 };
 
@@ -151,10 +171,10 @@ struct RowBits {
   static_assert(kStageBytes <= 16 * Buckets::kStride * int(sizeof(uint32_t)), "in place of a warp's counts");
   static constexpr int kFourBytes = kWarpSize * 16;  // from four neighbouring values to the next four: [row][four][lane][4]
 
-  // From a score to log2 of an exponential, as in the first pass, and from that to a fixed-point value.
-  float scale[kThreadRows], reference[kThreadRows], unit[kThreadRows];
+  float scale[kThreadRows], shift[kThreadRows];  // from a score to log2 of its fixed-point value
   uint32_t low[kThreadRows], high[kThreadRows];
-  uint32_t sum_high[kThreadRows], sum_between[kThreadRows];  // of this thread; until end(), sum_between[0] is that of both rows
+  uint32_t total[kThreadRows];  // of all values; these sums are of this thread
+  uint32_t sum_high[kThreadRows], sum_between[kThreadRows];  // until end(), sum_between[0] is that of both rows
   uint32_t found;              // values of the rows in their brackets, listed or not: 16 bits of each row
   uint32_t kept[kThreadRows];  // of the tile
   uint2* lists;                // of all CTAs
@@ -165,7 +185,7 @@ struct RowBits {
 
   CUTE_DEVICE void start() {
     CUTE_UNROLL
-    for (int r = 0; r < kThreadRows; ++r) sum_high[r] = sum_between[r] = 0;
+    for (int r = 0; r < kThreadRows; ++r) total[r] = sum_high[r] = sum_between[r] = 0;
     found = 0;
   }
 
@@ -200,6 +220,8 @@ struct RowBits {
         }
         CUTE_UNROLL
         for (int r = 0; r < kThreadRows; ++r) {
+          total[r] += x[r][0] + x[r][1];
+          total[r] += x[r][2] + x[r][3];
           asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(stage + (r * (kHalfColumns / 4) + four / 4) * kFourBytes),
                        "r"(x[r][0]), "r"(x[r][1]), "r"(x[r][2]), "r"(x[r][3]));
         }
@@ -211,8 +233,8 @@ struct RowBits {
  private:
   CUTE_DEVICE uint32_t fixed(int r, float score) const {
     uint32_t x;
-    asm volatile("{ .reg .f32 p; fma.rn.ftz.f32 p, %1, %2, %3; ex2.approx.ftz.f32 p, p; mul.ftz.f32 p, p, %4; cvt.rni.u32.f32 %0, p; }"
-                 : "=r"(x) : "f"(score), "f"(scale[r]), "f"(-reference[r]), "f"(unit[r]));
+    asm volatile("{ .reg .f32 p; fma.rn.ftz.f32 p, %1, %2, %3; ex2.approx.ftz.f32 p, p; cvt.rni.u32.f32 %0, p; }"
+                 : "=r"(x) : "f"(score), "f"(scale[r]), "f"(shift[r]));
     return x;
   }
 

@@ -17,8 +17,10 @@ class LongProducts {
     return cute::partition_fragment_C(typename Traits::Mma{}, cute::Shape<cute::Int<kLongRows>, cute::Int<kLongColumns>>{});
   }
 
-  // Scores of a tile, to be multiplied by the powers of two that scaled both means. Small terms first, slab by slab.
-  template <class Acc>
+  // Scores of a tile, to be multiplied by the powers of two that scaled both means. Small terms first, slab by slab. kWhole: or of the
+  // high halves alone, which are within kHighError of it.
+  static constexpr float kHighError = 0x1p20f;  // means are shorter than 2^15 (half_scale), and halves wrong by 2^-11 of their own
+  template <bool kWhole, class Acc>
   CUTE_DEVICE void take(Acc& acc, int slabs) {
     using namespace cute;
     auto const operand = [](uint32_t slab, int step) {
@@ -37,7 +39,7 @@ class LongProducts {
       warpgroup_arrive();
       // k-steps 0 and 1 are high halves, 2 and 3 low ones.
       CUTE_UNROLL
-      for (int term = 0; term < 3; ++term) {
+      for (int term = kWhole ? 0 : 2; term < 3; ++term) {
         CUTE_UNROLL
         for (int step = 0; step < 2; ++step) {
           gemm(mma_, operand(q, (term == 0 ? 2 : 0) + step), operand(k, (term == 1 ? 2 : 0) + step), acc);

@@ -30,6 +30,7 @@ struct LongJob {
     int q_row, first_row, first_sees, last_sees;  // rows of a tile see first_sees to last_sees columns
   };
   int band, k_row, num_items, num_tiles;  // num_items 0: there is no more work
+  int sample;  // a tile that the first pass sees before all others too, or 0
   Item items[kWarpGroups];
 };
 
@@ -124,6 +125,8 @@ struct LongWork {
     return p.select.num_visible(min((row_tile(p, item) + 1) * kLongRows, p.select.num_q_blocks) - 1);
   }
   CUTE_DEVICE int num_tiles(LongParams const& p) const { return (last_sees(p, 0) + kLongColumns - 1) / kLongColumns; }
+  // The last tile that all rows see whole; 0 if there is none behind the first. What is near is often unlike what is far.
+  CUTE_DEVICE int sample(LongParams const& p) const { return max(first_sees(p, num_items - 1) / kLongColumns - 1, 0); }
 };
 
 }  // namespace prism
