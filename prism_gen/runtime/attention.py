@@ -211,7 +211,7 @@ class PrismAttention(FromPackage):
         softmax_scale: float | None = None,
         with_probs: bool = False,
     ) -> Selection:
-        """Stage 2 alone. with_probs: also the fixed-point probabilities of the cut. Raises: TensorError."""
+        """Stage 2 alone. with_probs: also the masses of the cut. Raises: TensorError."""
         chosen = self.thresholds if thresholds is None else thresholds
         rows = chosen.rows(pooled.q_mean.shape[1] // self.model.heads_per_list, pooled.q_mean.device)
         scale = self._scale(softmax_scale)

@@ -18,12 +18,12 @@ from torch import Tensor
 from prism_gen.model import CalibrationMode
 from prism_gen.rope import Bands
 from prism_gen.runtime.grid import BlockGrid
-from prism_gen.runtime.reference_cut import FIXED_ONE, cut, select_from_fixed, to_fixed
+from prism_gen.runtime.reference_cut import FIXED_ONE, cut, select_from_fixed, shares, to_fixed
 from prism_gen.runtime.reference_pool import band_lists, compute_dtype
 from prism_gen.runtime.rules import PAPER_RULES, SelectRules
 from prism_gen.runtime.selection import Selection, visible_blocks
 
-__all__ = ["FIXED_ONE", "cut", "select_from_fixed", "to_fixed"]  # what callers take from here and stands elsewhere
+__all__ = ["FIXED_ONE", "cut", "select_from_fixed", "shares", "to_fixed"]  # callers take them from here
 
 MIN_RMS = 1e-6  # clamp of r(q), r(k) and tau, so that a head or a band of zeros gives logits of 0 instead of 0/0
 
@@ -114,7 +114,7 @@ def select(
     grid: BlockGrid,
     rules: SelectRules = PAPER_RULES,
 ) -> Selection:
-    """band_probs, to_fixed and select_from_fixed in one; the result carries the fixed-point probabilities.
+    """band_probs, to_fixed and select_from_fixed in one; the result carries the masses.
 
     thresholds: fp32 [num_lists, 2]. Raises: TensorError as select_from_fixed does.
     """

@@ -1,6 +1,6 @@
 """The subblock estimator in plain torch: key blocks scored by attention among the means of sub-blocks.
 
-Owns its meaning (method.md, The subblock estimator), from sub-block means to the fixed-point probabilities of the cut.
+Owns its meaning (method.md, The subblock estimator), from sub-block means to the masses of the cut.
 Must not pool (reference_pool.py does, at sub-block size) or cut (reference_cut.py does).
 """
 
@@ -20,7 +20,7 @@ from prism_gen.runtime.selection import Selection
 from prism_gen.sub_blocks import SubBlocks
 
 MOST_SCORES = 1 << 25  # sub-block scores held at once, 128 MB of fp32: enough to be fast, small beside a model
-LEAST_REST = 1 / FIXED_ONE  # a smaller sum of probabilities rounds to nothing in fixed point
+LEAST_REST = 1 / FIXED_ONE  # a smaller sum of probabilities has no mass
 
 
 def block_scores(
@@ -82,7 +82,7 @@ def select(
     softmax_scale: float,
     rules: SelectRules = PAPER_RULES,
 ) -> Selection:
-    """block_scores, block_probs and the cut in one; the result carries the fixed-point probabilities.
+    """block_scores, block_probs and the cut in one; the result carries the masses.
 
     thresholds: fp32 [num_lists, 1]. Raises: TensorError as select_from_fixed does.
     """

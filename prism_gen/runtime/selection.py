@@ -24,8 +24,9 @@ class Selection:
 
     block_indices: [batch, num_lists, num_q_blocks, max_blocks] int32, rising; a row ends after its block_counts.
     block_counts: [batch, num_lists, num_q_blocks] int32. num_lists: num_q_heads, or num_kv_heads where a group shares.
-    probs: None, or [batch, num_lists, bands, num_q_blocks, num_k_blocks] int32, the fixed-point probabilities of the
-    paper's (high, low) bands, or of the one distribution of the subblock estimator.
+    probs: None, or [batch, num_lists, bands, num_q_blocks, num_k_blocks] int32, the masses that were cut: of the
+    paper's (high, low) bands, or of the one distribution of the subblock estimator. They are proportional to a row's
+    probabilities (method.md step 5), and at most 2**30.
     wanted_counts: None, or int32 like block_counts: the blocks that a row's rule chose. More than max_blocks says that
     the list overflowed and holds the strongest that fit.
     """

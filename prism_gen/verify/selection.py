@@ -25,7 +25,7 @@ from prism_gen.verify.report import Findings, Group, Report, Trial
 from prism_gen.verify.select_cases import FUSED_CASES, QUICK_SELECT_CASES, SELECT_CASES, SelectCase
 
 SPARE_BLOCKS = 5  # of a cache of key means: odd, so that heads start at any multiple of 16 bytes
-PROBS_L1_TOLERANCE = 1e-4  # a row's sum of |p - exact|: fp32 logits of magnitude 20, ex2.approx, rounding to 2^-30
+PROBS_L1_TOLERANCE = 1e-4  # a row's sum of |p - exact|: fp32 logits of magnitude 20, ex2.approx, rounding of masses
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,10 @@ def judge_select(found: Findings, kernel: Kernel, case: SelectCase, scored: Scor
 
 
 def judge_fused(found: Findings, case: SelectCase, probs: Tensor, mask: Tensor, exact_probs: Tensor) -> None:
-    """Compares with float64: the scores, the rows that differ, and whether rounding of a cut-off explains each."""
+    """Compares with float64: the masses, the rows that differ, and whether rounding of a cut-off explains each."""
     grid, thresholds = case.grid, case.thresholds(mask.device)
     visible = visible_blocks(grid, probs.device)
-    off = ((probs.double() / reference.FIXED_ONE - exact_probs) * visible).abs().sum(-1)
+    off = ((reference.shares(probs) - exact_probs) * visible).abs().sum(-1)
     found.figures["probs_l1"] = oracle.max_abs(off)
     found.require(found.figures["probs_l1"] <= PROBS_L1_TOLERANCE, f"probs are off by {found.figures['probs_l1']:.3g}")
     exact_fixed = reference.to_fixed(exact_probs)

@@ -17,7 +17,7 @@ from torch import Tensor
 from prism_gen.families import ScoreProblem
 from prism_gen.model import SUB_BLOCK_SIZES
 from prism_gen.runtime.grid import BlockGrid
-from prism_gen.runtime.reference_cut import FIXED_ONE, cut, forced_blocks, select_from_fixed, to_fixed
+from prism_gen.runtime.reference_cut import FIXED_ONE, cut, forced_blocks, select_from_fixed, shares, to_fixed
 from prism_gen.runtime.reference_pool import pool_chunk
 from prism_gen.runtime.rules import CUT_KINDS
 from prism_gen.verify import oracle
@@ -159,11 +159,11 @@ def _judge_probs(
     exact: Tensor,
     largest_logit: float,
 ) -> None:
-    """ours: fixed-point probabilities and mask. exact: float64 probabilities."""
+    """ours: masses, 2**29 or more of them to a row, and mask. exact: float64 probabilities."""
     probs, mask = ours
     thresholds = case.thresholds(probs.device)
-    beyond_fixed = ((probs.double() / FIXED_ONE - exact).abs() - 1 / FIXED_ONE).clamp_min(0)
-    error = beyond_fixed / exact.clamp_min(1 / FIXED_ONE)
+    beyond_rounding = ((shares(probs) - exact).abs() - 1 / FIXED_ONE).clamp_min(0)  # half a mass
+    error = beyond_rounding / exact.clamp_min(1 / FIXED_ONE)
     limit = PROBS_TOLERANCE + LOGIT_TOLERANCE * largest_logit
     found.figures.update(probs_error=oracle.max_abs(error), largest_logit=largest_logit)
     found.require(found.figures["probs_error"] <= limit, f"probs are off by {found.figures['probs_error']:.3g} of them")

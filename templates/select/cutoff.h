@@ -9,7 +9,8 @@
 
 namespace prism {
 
-constexpr uint32_t kFixedOne = 1u << 30;  // probability 1: p * 2^30 is exact in fp32, and a row's sum fits uint32
+// The mass of probability 1; in long rows the most that it may be. p * 2^30 is exact in fp32, and a row's sum fits uint32.
+constexpr uint32_t kFixedOne = 1u << 30;
 
 constexpr uint32_t kAllTies = 0xffffffffu;
 
@@ -22,8 +23,8 @@ struct Cutoff {
 constexpr Cutoff kKeepAll{0u, kAllTies};
 constexpr Cutoff kKeepNone{0xffffffffu, kAllTies};
 
-// What a search starts from: every value is below bound, and they add up to about 2^30. The rest guides it, right or wrong: mean and
-// deviation of log2 of a value, weighted with it, and octaves by which a guess may miss.
+// What a search starts from: every value is below bound. The rest guides it, right or wrong: mean and deviation of log2 of a value,
+// weighted with it, and octaves by which a guess may miss.
 struct CutoffStart {
   uint32_t bound;
   float centre, width, spread;
@@ -109,7 +110,7 @@ struct CutoffSearch {
   }
 };
 
-// The shortest prefix, in falling order, whose sum reaches target. target: 1 .. 2^30. guess: the first probe.
+// The shortest prefix, in falling order, whose sum reaches target, or all values. target: at least 1. guess: the first probe.
 // sum_at_least(x): the sum of all values >= x, for x >= 1, below 2^32. narrow(search): moves low and high together, once, when few values
 // are left between them.
 template <class SumAtLeast, class Narrow>

@@ -7,6 +7,7 @@ from method.md alone, so that a slip there shows here.
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -21,8 +22,6 @@ from prism_gen.runtime.selection import Selection, diagonal_blocks, visible_bloc
 from tests.cpu.small_cases import HEADS, SHAPES, Heads, Shape, tensors
 
 BANDS = Bands((*range(8), *range(16, 24)), tuple(range(8, 32)))  # of 32 dims; overlapping, as the paper's are
-
-SCALE = 2**30
 
 
 def naive_pool(x: Tensor, block_size: int) -> Tensor:
@@ -65,7 +64,8 @@ def naive_cut(fixed: list[int], threshold: float) -> set[int]:
     """Positions kept of one row of integers."""
     if threshold >= 1.0:
         return set(range(len(fixed)))
-    limit = math.ceil(threshold * SCALE)
+    parts = math.ceil(Fraction(threshold) * 2**32)
+    limit = max(1, math.ceil(Fraction(sum(fixed) * parts, 2**32))) if parts > 0 else 0
     kept, total = set(), 0
     for position in sorted(range(len(fixed)), key=lambda j: (-fixed[j], j)):
         if total >= limit:

@@ -63,10 +63,10 @@ def set_argument(place: int, value: object) -> Change:
     return change
 
 
-def multiply_probs(arguments: list[Any]) -> None:
+def multiply_every_other(arguments: list[Any]) -> None:
     probs: Tensor | None = arguments[PROBS]
     if probs is not None:
-        probs.copy_((probs.double() * 1.01).int())
+        probs[..., ::2] = (probs[..., ::2].double() * 1.01).int()
 
 
 def plain_order(arguments: list[Any]) -> None:
@@ -85,7 +85,7 @@ def write_behind(arguments: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [
-        (None, multiply_probs, "probs are off"),
+        (None, multiply_every_other, "probs are off"),
         (plain_order, None, "probs are off"),
         (set_argument(11, 1), None, "probs are off"),  # reduce_mean
         (set_argument(3, 0.2), None, "probs are off"),  # softmax_scale

@@ -53,7 +53,7 @@ class Pipeline:
         self.pool.launch(self.q, self.k, *outputs, *sizes, 0, None, None)
 
     def run_select(self, probs: Tensor | None = None) -> None:
-        """Launches select on what pool left. probs: where its fixed-point probabilities go, if anywhere."""
+        """Launches select on what pool left. probs: where its masses go, if anywhere."""
         b, grid = self.buffers, self.grid
         scored = (b["q_mean"], b["k_mean"], b["q_energy"], b["k_energy"], b["thresholds"])
         lengths = (grid.block_size_q, grid.block_size_k, grid.seqlen_q, grid.seqlen_k)

@@ -1,5 +1,5 @@
-// What one warp makes of a list's row of key-block masses: the sum of its heads' and parts' rows or their maximum, probabilities in
-// fixed point, the cut-off, the list (method.md step 5 on a single distribution). Uses select's rows, cut-offs and lists.
+// What one warp makes of a list's row of key-block masses: the sum of its heads' and parts' rows or their maximum, integers of them,
+// the cut-off, the list (method.md step 5 on a single distribution). Uses select's rows, cut-offs and lists.
 #pragma once
 
 #include "score/params.h"
@@ -86,7 +86,7 @@ struct ChooseKernel {
     return exclude && p.force_recent ? p.first_diagonal(q_block) : num_visible;
   }
 
-  // Whether the blocks that are not forced hold more than fixed point rounds to nothing.
+  // Whether the blocks that are not forced hold more than rounds to nothing.
   CUTE_DEVICE static bool leaves_rest(SelectParams const& p, Row const& row, int q_block, int num_visible, int lane) {
     int const diagonal = first_forced(p, true, q_block, num_visible), sink_end = p.force_sink ? 1 : 0;
     float free = 0.f, all = 0.f;
@@ -99,8 +99,8 @@ struct ChooseKernel {
     return warp_sum(free) * float(kFixedOne) >= warp_sum(all);
   }
 
-  // Masses to fixed-point probabilities. Forced blocks count for nothing where they are excluded.
-  CUTE_DEVICE static CutoffStart probabilities(ChooseParams const& c, Row& row, int q_block, int num_visible, int lane) {
+  // The row to integers, proportional to its probabilities. Forced blocks count for nothing where they are excluded.
+  CUTE_DEVICE static MassStart probabilities(ChooseParams const& c, Row& row, int q_block, int num_visible, int lane) {
     constexpr float kFar = -1000.f;  // octaves, of a mass of 0
     SelectParams const& p = c.select;
     bool const exclude = c.exclude_forced && leaves_rest(p, row, q_block, num_visible, lane);
@@ -135,7 +135,7 @@ struct ChooseKernel {
     }
     gather(c, list_row, q_block, num_visible, row_memory, lane);
     Row row(row_memory, num_visible, lane);
-    CutoffStart const start = probabilities(c, row, q_block, num_visible, lane);
+    MassStart const start = probabilities(c, row, q_block, num_visible, lane);
     CutRule const rule(p.cut_kind, __ldg(p.thresholds + list_row % p.num_lists()));
     int64_t const out_row = int64_t(list_row) * p.num_q_blocks + q_block;
     if (p.probs != nullptr) write_probs(row, p.probs + out_row * p.num_k_blocks, num_visible, p.num_k_blocks, lane);
@@ -148,7 +148,7 @@ struct ChooseKernel {
   }
 
   // Leaves the columns that the cut-off keeps in `mask`, or the strongest that fit. Returns the list's length before it fell back.
-  CUTE_DEVICE static int keep(SelectParams const& p, Row const& row, CutoffStart const& start, CutRule const& rule, int num_visible,
+  CUTE_DEVICE static int keep(SelectParams const& p, Row const& row, MassStart const& start, CutRule const& rule, int num_visible,
                               int q_block, uint32_t* mask, int lane) {
     auto const put = [&](int word, uint32_t kept) { mask[word] = kept; };
     int const count = kept_words(row, row_cutoff<true>(row, start, rule, num_visible), num_visible, lane, put);

@@ -1,4 +1,4 @@
-// What one warp makes of a row of scores: probabilities, fixed point, cut-off, bit masks (method.md steps 4 and 5).
+// What one warp makes of a row of scores: probabilities, masses, cut-off, bit masks (method.md steps 4 and 5).
 #pragma once
 
 #include "select/cutoff.h"
@@ -8,8 +8,7 @@
 
 namespace prism {
 
-CUTE_DEVICE uint32_t fixed_target(float threshold) { return __float2uint_ru(threshold * float(kFixedOne)); }
-// Of a row's fixed-point sum, rounded up; at least 1. threshold < 1.
+// The threshold's share of what a row's masses add up to, rounded up; at least 1. threshold < 1.
 CUTE_DEVICE uint32_t share_of(uint32_t total, float threshold) {
   uint32_t const share = __float2uint_ru(threshold * 0x1p32f);
   return max(__umulhi(total, share) + (total * share != 0 ? 1u : 0u), 1u);
@@ -46,22 +45,33 @@ CUTE_DEVICE Exponentials exponentiate(Row& row, float scale) {
   return {whole[0], exp2f(fmaf(top, scale, shift)), centre, sqrtf(fmaxf(variance, 0.f))};
 }
 
-// Of a fixed-point row. largest: its largest value, up to the 2^-22 by which exp2 may be wrong. centre, width: of its values.
+// Of a row of masses. largest: its largest value, up to the 2^-22 by which exp2 may be wrong. centre, width: of its values.
 CUTE_DEVICE CutoffStart cutoff_start(uint32_t largest, float centre, float width) {
   constexpr float kLeastSpread = 0.01f, kSpread = 0.3f;  // octaves; of the width. Simulated: of few sums the fewest
   return {largest + (largest >> 16) + 2, centre, width, fmaxf(kSpread * width, kLeastSpread)};
 }
 
-// Values to p_fix = round(value * unit). top: the largest value, up to rounding. A NaN row becomes all zeros.
+// A row of masses: where its search starts, and what they add up to.
+struct MassStart : CutoffStart {
+  uint32_t total;
+};
+
+// Values to masses, round(value * unit). top: the largest value, up to rounding. A NaN row becomes all zeros.
 template <class Row>
-CUTE_DEVICE CutoffStart fix(Row& row, float unit, float top, float centre, float width) {
-  row.update([&](int, uint32_t bits, int) { return __float2uint_rn(__uint_as_float(bits) * unit); });
-  return cutoff_start(__float2uint_rn(top * unit), centre, width);
+CUTE_DEVICE MassStart fix(Row& row, float unit, float top, float centre, float width) {
+  uint32_t parts[kParts] = {};
+  row.update([&](int, uint32_t bits, int part) {
+    uint32_t const mass = __float2uint_rn(__uint_as_float(bits) * unit);
+    parts[part] += mass;
+    return mass;
+  });
+  uint32_t const total = __reduce_add_sync(kFullWarp, (parts[0] + parts[1]) + (parts[2] + parts[3]));
+  return {cutoff_start(__float2uint_rn(top * unit), centre, width), total};
 }
 
 // One row alone: p is its softmax.
 template <class Row>
-CUTE_DEVICE CutoffStart fix_row(Row& row, float scale) {
+CUTE_DEVICE MassStart fix_row(Row& row, float scale) {
   Exponentials const e = exponentiate(row, scale);
   float const unit = __frcp_rn(e.sum) * float(kFixedOne);  // a power of two: p rounds once
   return fix(row, unit, e.top, e.centre + __log2f(unit), e.width);
@@ -72,7 +82,7 @@ CUTE_DEVICE void add_if_at_least(uint32_t& sum, uint32_t p, uint32_t x) {
   asm("{ .reg .pred yes; setp.ge.u32 yes, %1, %2; @yes add.u32 %0, %0, %1; }" : "+r"(sum) : "r"(p), "r"(x));
 }
 
-// The first `rank` values of a fixed-point row, in falling order.
+// The first `rank` masses of a row, in falling order.
 template <class Row>
 CUTE_DEVICE Cutoff rank_cutoff(Row const& row, uint32_t rank, uint32_t bound) {
   return find_rank(rank, bound, [&](uint32_t x) {
@@ -97,32 +107,31 @@ struct CutRule {
       : kind(cut_kind), threshold(cut_threshold), quantile(quantile_of(cut_threshold)) {}
 };
 
-// The cut-off of a fixed-point row. A mass of 1 or more (or NaN) keeps all. kAnyKind: false where it is known to be top-p.
+// The cut-off of a row of masses. A threshold of 1 or more (or NaN) keeps all. kAnyKind: false where it is known to be top-p.
 // narrow(search): see find_cutoff.
 template <bool kAnyKind, class Row, class Narrow>
-CUTE_DEVICE Cutoff rule_cutoff(Row const& row, CutoffStart const& start, CutRule const& rule, int num_visible, Narrow const& narrow) {
+CUTE_DEVICE Cutoff rule_cutoff(Row const& row, MassStart const& start, CutRule const& rule, int num_visible, Narrow const& narrow) {
   if (kAnyKind && rule.kind != CutKind::kTopP) {
     float const count = rule.kind == CutKind::kTopK ? rule.threshold : rule.threshold * float(num_visible);
     return rank_cutoff(row, __float2uint_ru(count), start.bound);
   }
   if (!(rule.threshold < 1.f)) return kKeepAll;
-  uint32_t const target = fixed_target(rule.threshold);
-  if (target == 0) return kKeepNone;
+  if (rule.threshold <= 0.f) return kKeepNone;
   auto const sum_at_least = [&](uint32_t x) {
     uint32_t parts[kParts] = {};
     row.visit([&](int, uint32_t p, int part) { add_if_at_least(parts[part], p, x); });
     return __reduce_add_sync(kFullWarp, (parts[0] + parts[1]) + (parts[2] + parts[3]));
   };
-  return find_cutoff(target, guess_cutoff(start, rule.quantile), start, sum_at_least, narrow);
+  return find_cutoff(share_of(start.total, rule.threshold), guess_cutoff(start, rule.quantile), start, sum_at_least, narrow);
 }
 
 // With memory of this warp's for the last step, or without: more sums are then taken.
 template <bool kAnyKind, class Row>
-CUTE_DEVICE Cutoff row_cutoff(Row const& row, CutoffStart const& start, CutRule const& rule, int num_visible, SizeSums& sums) {
+CUTE_DEVICE Cutoff row_cutoff(Row const& row, MassStart const& start, CutRule const& rule, int num_visible, SizeSums& sums) {
   return rule_cutoff<kAnyKind>(row, start, rule, num_visible, [&](CutoffSearch& search) { sums.narrow(row, search); });
 }
 template <bool kAnyKind, class Row>
-CUTE_DEVICE Cutoff row_cutoff(Row const& row, CutoffStart const& start, CutRule const& rule, int num_visible) {
+CUTE_DEVICE Cutoff row_cutoff(Row const& row, MassStart const& start, CutRule const& rule, int num_visible) {
   return rule_cutoff<kAnyKind>(row, start, rule, num_visible, [](CutoffSearch&) {});
 }
 

@@ -67,7 +67,7 @@ CUTE_DEVICE void emit_list(SelectParams const& p, int64_t out_row, int q_block, 
   }
 }
 
-// A row's fixed-point probabilities, 0 where not visible.
+// A row's masses, 0 where not visible.
 template <class Row>
 CUTE_DEVICE void write_probs(Row const& row, int32_t* probs, int num_visible, int num_k_blocks, int lane) {
   for (int column = num_visible + lane; column < num_k_blocks; column += kWarpSize) probs[column] = 0;

@@ -2,7 +2,7 @@
 //
 // A cluster of CTAs takes kTileRows rows, so that k_mean is read once for that many: query blocks of one q head, or of all q heads
 // of a group that shares its lists. First the columns are dealt out: each CTA computes the scores of its columns, for all rows, and
-// sends them to the CTA that owns the row. Then a warp takes whole rows and does softmax, fixed point and cut-off in registers; a
+// sends them to the CTA that owns the row. Then a warp takes whole rows and does softmax, masses and cut-off in registers; a
 // bit mask per list collects the union of the bands. Rows are independent; nothing depends on the batch.
 #pragma once
 
@@ -91,10 +91,10 @@ struct SelectKernel : SelectLayout<Config, kMode> {
     }
   }
 
-  // The scores of one list's row to fixed-point probabilities. scores: of its first head; the others' follow, `stride` apart.
+  // The scores of one list's row to masses. scores: of its first head; the others' follow, `stride` apart.
   template <class AnyRow>
-  CUTE_DEVICE static CutoffStart probabilities(SelectParams const& p, SharedStorage const& shared, int band, int row_index,
-                                              AnyRow& row, float* scores, int stride, int num_visible, int q_block, int lane) {
+  CUTE_DEVICE static MassStart probabilities(SelectParams const& p, SharedStorage const& shared, int band, int row_index,
+                                            AnyRow& row, float* scores, int stride, int num_visible, int q_block, int lane) {
     int const q_row = shared.tile.q_row, k_row = shared.tile.k_row;
     auto const scale = [&](int head) {
       float const down = shared.row_down[row_index + head];
@@ -132,7 +132,7 @@ struct SelectKernel : SelectLayout<Config, kMode> {
 
   // Adds the columns that a cut-off keeps to the list's bit mask, and to a second one what fits where the list may overflow.
   template <class AnyRow>
-  CUTE_DEVICE static void keep(SelectParams const& p, AnyRow const& row, CutoffStart const& start, CutRule const& rule, SizeSums& sums,
+  CUTE_DEVICE static void keep(SelectParams const& p, AnyRow const& row, MassStart const& start, CutRule const& rule, SizeSums& sums,
                                int band, int num_visible, int q_block, uint32_t* mask, uint32_t* fitting, int lane) {
     Cutoff cutoff = row_cutoff<!kPlain>(row, start, rule, num_visible, sums);
     #pragma unroll 1
@@ -167,7 +167,7 @@ struct SelectKernel : SelectLayout<Config, kMode> {
         AnyRow row(scores, num_visible, lane);
         bool const last = index + kWarps >= blocks;
         if (!kGroup && kInRegisters && last && owes_free) free_rows(shared, lane), owes_free = false;
-        CutoffStart const start = probabilities(p, shared, band, rank * kCtaRows + row_index, row, scores, stride, num_visible, q_block,
+        MassStart const start = probabilities(p, shared, band, rank * kCtaRows + row_index, row, scores, stride, num_visible, q_block,
                                              lane);
         if (kGroup && kInRegisters && last && owes_free) free_rows(shared, lane), owes_free = false;
         uint32_t* mask = masks + index * words;

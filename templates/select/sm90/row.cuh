@@ -17,7 +17,7 @@ CUTE_DEVICE uint32_t& row_value(float* scores, int word, int lane) {
   return reinterpret_cast<uint32_t*>(scores)[word / kGroupWords * kGroupCols + lane * kGroupWords + word % kGroupWords];
 }
 
-// A row held in registers. Values are raw 32-bit: first scores, then probabilities, as floats and in fixed point.
+// A row held in registers. Values are raw 32-bit: first scores, then probabilities, then masses.
 template <int kWords>
 class RegisterRow {
  public:

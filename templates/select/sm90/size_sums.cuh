@@ -1,4 +1,4 @@
-// The last step of a search for a cut-off: the few fixed-point values left in its bracket, added up by size in shared memory. Sums are
+// The last step of a search for a cut-off: the few masses left in its bracket, added up by size in shared memory. Sums are
 // integers, so nothing depends on the order of the atomics. (All values of a row at once collide: flat rows took .39 ms instead of .26.)
 #pragma once
 
