@@ -16,9 +16,11 @@ CUTE_DEVICE float quad_max(float x) {
   return fmaxf(x, __shfl_xor_sync(kFullWarp, x, 2));
 }
 
-// Bucket b holds what is nearest to first + b * step, in octaves; the outer ones also what lies beyond.
+// Bucket b holds what is nearest to first + b * step, in octaves; the outer ones also what lies beyond. Counts are the bits of floats, from
+// kNone on.
 struct Buckets {
   static constexpr int kCount = 64;
+  static constexpr uint32_t kNone = 0x4b000000u;  // of 2^23: the next bits are those of 2^23 + 1
   static constexpr int kStride = kCount + 4;  // words from row to row: rows fall into different banks, and are read 16 bytes at once
   // Of the deviation of a row's sample, about its mean: what is to be resolved. The cut-off lies above the mean in rows of few strong
   // columns, below it in even ones. A row of equal values has a deviation of 0.
@@ -44,6 +46,7 @@ struct Buckets {
   CUTE_DEVICE static uint32_t place_of(uint32_t const* counts) {
     return cute::cast_smem_ptr_to_uint(counts) - __float_as_uint(0x1p23f) * uint32_t(sizeof(uint32_t));
   }
+  CUTE_DEVICE static float number(uint32_t count) { return __uint_as_float(count) - 0x1p23f; }
   CUTE_DEVICE static void count(uint32_t place) { asm volatile("red.shared.add.u32 [%0], 1;" ::"r"(place)); }
 };
 
@@ -64,60 +67,60 @@ CUTE_DEVICE Stretch find_stretch(Buckets const& buckets, uint32_t const* counts,
   constexpr float kDeviation = 2.f, kMostValues = 38.f, kBend = 0.01f;
   constexpr float kTop = 32.f;  // values from the bracket up: so few are taken whole, since the next larger one may lie octaves above
   constexpr float kMargin = 0.15f;                   // of a bucket
-  int const thread = threadIdx.x % 4;
+  int const thread = threadIdx.x % 4, own_first = thread * kOwn;
   // A value of bucket b is about 2^(first + b * step). The values below the cut-off add up to what is not kept, so it is at least their
   // mean.
-  float const first = buckets.first(), step = buckets.step(), ratio = exp2f(step), start = exp2f(fmaf(float(thread * kOwn), step, first));
+  float const first = buckets.first(), step = buckets.step(), ratio = exp2f(step);
   float const left = (1.f - threshold) * mass, least = __log2f(left / float(columns));
   int const least_bucket = int(fminf(fmaxf((least - first) / step, 0.f), float(kLast)));
-  float number[kOwn], own = 0.f, strong = 0.f, value = start;
+  float number[kOwn], own[kOwn];  // values of this thread's buckets, and what they add up to
   CUTE_UNROLL
   for (int four = 0; four < kOwn; four += 4) {
-    uint4 const x = *reinterpret_cast<uint4 const*>(counts + thread * kOwn + four);
-    number[four] = float(int(x.x)), number[four + 1] = float(int(x.y)), number[four + 2] = float(int(x.z)), number[four + 3] = float(int(x.w));
+    uint4 const x = *reinterpret_cast<uint4 const*>(counts + own_first + four);
+    number[four] = Buckets::number(x.x), number[four + 1] = Buckets::number(x.y);
+    number[four + 2] = Buckets::number(x.z), number[four + 3] = Buckets::number(x.w);
   }
   if (thread == 0) number[0] -= float(hidden);
-  float const last = number[kOwn - 1];
-  if (thread == 3) number[kOwn - 1] = 0.f;  // of the last bucket it is known only that it has the rest
+  float below = 0.f, value = exp2f(fmaf(float(own_first), step, first));
   CUTE_UNROLL
   for (int i = 0; i < kOwn; ++i) {
-    own = fmaf(number[i], value, own);
+    own[i] = number[i] * value;
     value *= ratio;
-    strong += thread * kOwn + i >= least_bucket ? number[i] : 0.f;
+    if (i + 1 == kOwn && thread == 3) own[i] = 0.f;  // of the last bucket it is known only that it has the rest
+    below += own[i];
   }
-  strong = quad_sum(thread == 3 ? strong + last : strong);
-  float below = own;  // mass under this thread's buckets
-  float const from_one = __shfl_up_sync(kFullWarp, below, 1, 4);
-  if (thread >= 1) below += from_one;
-  float const from_two = __shfl_up_sync(kFullWarp, below, 2, 4);
-  if (thread >= 2) below += from_two;
-  float const all = __shfl_sync(kFullWarp, below, 3, 4);
-  below -= own;
-  // The bucket in which the mass from below passes what is not kept; the last one has the rest.
-  float part = mass - all, under = all;
-  int bucket = kLast;
-  value = start;
+  float end = below;  // up to this thread's buckets, and then from one to the next
+  float const from_one = __shfl_up_sync(kFullWarp, end, 1, 4);
+  if (thread >= 1) end += from_one;
+  float const from_two = __shfl_up_sync(kFullWarp, end, 2, 4);
+  if (thread >= 2) end += from_two;
+  end -= below;
+  // The bucket in which the mass from below passes what is not kept; if none does it is the last.
+  int passed = 0;
+  float under = 0.f;
   CUTE_UNROLL
   for (int i = 0; i < kOwn; ++i) {
-    float const x = number[i] * value, end = below + x;
-    bool const here = end > left && bucket == kLast && x > 0.f;
-    bucket = here ? thread * kOwn + i : bucket;
-    part = here ? x : part;
-    under = here ? below : under;
-    below = end;
-    value *= ratio;
+    end += own[i];
+    if (end <= left) ++passed, under = end;
   }
-  CUTE_UNROLL
-  for (int offset = 1; offset < 4; offset *= 2) {
-    int const other = __shfl_xor_sync(kFullWarp, bucket, offset);
-    float const other_part = __shfl_xor_sync(kFullWarp, part, offset), other_under = __shfl_xor_sync(kFullWarp, under, offset);
-    if (other < bucket) bucket = other, part = other_part, under = other_under;
-  }
-  auto const count = [&](int place) { return place < 0 || place > kLast ? 0 : int(counts[place]) - (place == 0 ? hidden : 0); };
+  int const bucket = min(quad_sum(passed), kLast);
+  under = quad_max(under);
+  // How many values there are from a bucket up.
+  auto const from = [&](int place) {
+    float sum = 0.f;
+    CUTE_UNROLL
+    for (int i = 0; i < kOwn; ++i) sum += i >= place - own_first ? number[i] : 0.f;
+    return quad_sum(sum);
+  };
+  auto const count = [&](int place) {
+    return place < 0 || place > kLast ? 0 : int(counts[place] - Buckets::kNone) - (place == 0 ? hidden : 0);
+  };
+  float const strong = from(least_bucket);
   int values = count(bucket), more = 0;
   // Inside the bucket the mass changes evenly, as its neighbours and the values themselves do.
   constexpr float kLn2 = 0.6931472f;
-  float const here = float(values), part_place = (left - under) / fmaxf(part, 1e-30f);
+  float const here = float(values), part = bucket == kLast ? mass - under : here * exp2f(fmaf(float(bucket), step, first));
+  float const part_place = (left - under) / fmaxf(part, 1e-30f);
   float const slope = fmaf(step, kLn2, float(count(bucket + 1) - count(bucket - 1)) / (2.f * here));
   float const place = fmaf(slope * 0.5f * part_place, 1.f - part_place, part_place);
   #pragma unroll 1
@@ -127,11 +130,7 @@ CUTE_DEVICE Stretch find_stretch(Buckets const& buckets, uint32_t const* counts,
   }
   float const margin = fminf(kDeviation * rsqrtf(here) + kBend, kMostValues / here);  // of the bucket
   bool const inside = more == 0 && here >= kMany;
-  float top = thread == 3 ? last : 0.f;
-  CUTE_UNROLL
-  for (int i = 0; i < kOwn; ++i) top += thread * kOwn + i >= bucket - more ? number[i] : 0.f;
-  top = quad_sum(top);
-  bool const endless = bucket + more >= kLast || top <= kTop;
+  bool const endless = bucket + more >= kLast || from(bucket - more) <= kTop;
   float const down = inside ? place - margin : fminf(place - kMargin, -float(more) - (more > 0 ? kMargin : 0.f));
   float const up = inside ? place + margin : fmaxf(place + kMargin, 1.f + float(more) + (more > 0 ? kMargin : 0.f));
   if (strong <= kMostStrong && least_bucket > 0) return {least - 0.01f, INFINITY};  // few strong values: all from there on

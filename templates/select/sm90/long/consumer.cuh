@@ -2,7 +2,6 @@
 // exponentials, the second tries a bracket for its cut-off; where that missed in some row of the CTA, one more pass tries another.
 #pragma once
 
-#include "select/sm90/calibrate.cuh"
 #include "select/sm90/long/finish.cuh"
 #include "select/sm90/long/passes.cuh"
 #include "select/sm90/long/products.cuh"
@@ -41,15 +40,15 @@ class LongConsumer {
     SelectParams const& p = params_.select;
     auto const& job = smem_.job;
     bool const idle = warp_group_ >= job.num_items;
-    auto const& item = job.items[idle ? 0 : warp_group_];
+    auto const& item = job.items[warp_group_];
     band_ = job.band;
     q_row_ = item.q_row;
     first_row_ = item.first_row;
     first_sees_ = idle ? 0 : item.first_sees;
     last_sees_ = idle ? 0 : item.last_sees;
     CUTE_UNROLL
-    for (int r = 0; r < kThreadRows; ++r) sees_[r] = p.num_visible(q_block(r));
-    CutRule const rule(CutKind::kTopP, __ldg(p.thresholds + q_row_ % p.num_q_heads * kBands + band_));
+    for (int r = 0; r < kThreadRows; ++r) sees_[r] = is_row(r) ? p.num_visible(row_of(r)) : 0;
+    CutRule const rule(CutKind::kTopP, item.threshold);
 
     RowBracket bracket[kThreadRows];
     RowBits bits;
@@ -87,19 +86,16 @@ class LongConsumer {
     __syncwarp();  // the counts of the item before have been read
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
-      for (int i = thread_ % 4; i < Buckets::kCount; i += 4) counts(r)[i] = 0;
+      for (int i = thread_ % 4; i < Buckets::kCount; i += 4) counts(r)[i] = Buckets::kNone;
       if (thread_ % 4 == 0) *sample(r) = {0.f, 0.f, 0.f, rule.quantile};
       sums.place[r] = Buckets::place_of(counts(r));
     }
     __syncwarp();
-    PreparedSums const energies(p, q_row_, smem_.job.k_row);
-    float const band_scale = params_.k_down[smem_.job.k_row] *
-        logit_scale<Traits::High::kDims, Traits::Low::kDims, Traits::kHeadDim, false>(p, energies, band_, 0, 1, q_row_, smem_.job.k_row, 0);
     constexpr float kLeastScale = 0x1p-120f;  // of means of zeros: times the -inf of a hidden column, 0 would give NaN
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
       float const energy = __ldg(p.q_energy + (int64_t(q_row_) * p.num_q_blocks + q_block(r)) * kComponents + kAllDims);
-      sums.scale[r] = fmaxf(half_scale(energy).down * band_scale, kLeastScale);
+      sums.scale[r] = fmaxf(half_scale(energy).down * smem_.job.items[warp_group_].scale, kLeastScale);
     }
     each_tile<false>(smem_.job.sample > 0 ? -1 : 0, [&](auto const& acc, int tile) {
       using Step = RowSums::Step;
@@ -147,7 +143,7 @@ class LongConsumer {
       int const column = tile * kLongColumns + thread_ % 4 * kThreadColumns;
       if constexpr (kProbs) {
         ProbsPlace const place = probs_place(tile);
-        bits.add(acc, column, [&](int i, int r, uint32_t x) { place.put(i, r, x); });
+        bits.add(acc, column, [&](int i, int r, uint32_t x) { place.put(i < sees_[r] - column, i, r, x); });
       } else {
         bits.add(acc, column, [](int, int, uint32_t) {});
       }
@@ -186,10 +182,7 @@ class LongConsumer {
     SelectParams const& p = params_.select;
     int const column = tile * kLongColumns + thread_ % 4 * kThreadColumns;
     int64_t const row = (int64_t(q_row_) * kBands + band_) * p.num_q_blocks + q_block(0);
-    ProbsPlace place{p.probs + row * p.num_k_blocks + column, int64_t(q_block(1) - q_block(0)) * p.num_k_blocks, {}};
-    CUTE_UNROLL
-    for (int r = 0; r < kThreadRows; ++r) place.visible[r] = is_row(r) ? sees_[r] - column : 0;
-    return place;
+    return {p.probs + row * p.num_k_blocks + column, 8 * p.num_k_blocks};
   }
 
   CUTE_DEVICE void finish(CutRule const& rule, RowBracket const (&bracket)[kThreadRows], RowBits const& bits) const {

@@ -22,8 +22,15 @@ class LongLoader {
     #pragma unroll 1
     for (int index = int(blockIdx.x); index < count; index = int(gridDim.x + atomicAdd(params_.claimed, 1u))) {
       Work const work = Work::at(params_, index);
+      float threshold[Traits::kWarpGroups], scale[Traits::kWarpGroups];  // loaded while the work before goes on
+      CUTE_UNROLL
+      for (int item = 0; item < Traits::kWarpGroups; ++item) {
+        int const q_row = work.q_row(params_, min(item, work.num_items - 1));
+        threshold[item] = __ldg(params_.select.thresholds + q_row % params_.select.num_q_heads * kBands + work.band);
+        scale[item] = work.scale(params_, q_row);
+      }
       wait_at(smem_.q_empty, q_ring_.phase ^ 1);
-      tell(work);
+      tell(work, threshold, scale);
       load_queries(work);
       q_ring_.advance();
       if (int const sample = work.sample(params_); sample > 0) load_keys(work, sample, sample + 1);
@@ -45,17 +52,18 @@ class LongLoader {
   }
 
  private:
-  CUTE_DEVICE void tell(Work const& work) {
+  CUTE_DEVICE void tell(Work const& work, float const (&threshold)[Traits::kWarpGroups], float const (&scale)[Traits::kWarpGroups]) {
     auto& job = smem_.job;
     job.band = work.band;
     job.k_row = work.k_row;
     job.num_items = work.num_items;
     job.num_tiles = work.num_tiles(params_);
     job.sample = work.sample(params_);
-    #pragma unroll 1
-    for (int item = 0; item < work.num_items; ++item) {
-      job.items[item] = {work.q_row(params_, item), work.row_tile(params_, item) * kLongRows, work.first_sees(params_, item),
-                         work.last_sees(params_, item)};
+    CUTE_UNROLL
+    for (int group = 0; group < Traits::kWarpGroups; ++group) {
+      int const item = min(group, work.num_items - 1);
+      job.items[group] = {work.q_row(params_, item), work.row_tile(params_, item) * kLongRows, work.first_sees(params_, item),
+                          work.last_sees(params_, item), threshold[group], scale[group]};
     }
   }
 

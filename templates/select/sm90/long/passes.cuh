@@ -15,11 +15,11 @@ constexpr int kThreadRows = 2;
 // Of the accumulator: element 4n + 2r + e is row r, column 2n + e (traits.cuh).
 CUTE_HOST_DEVICE constexpr int element_of(int column, int r) { return column / 2 * 4 + 2 * r + column % 2; }
 
-// f(column, row, score).
-template <class Tensor, class F>
+// f(column, row, score), of every so many columns.
+template <int kEvery = 1, class Tensor, class F>
 CUTE_DEVICE void each_score(Tensor const& acc, F const& f) {
   CUTE_UNROLL
-  for (int column = 0; column < kThreadColumns; ++column) {
+  for (int column = 0; column < kThreadColumns; column += kEvery) {
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) f(column, r, acc(element_of(column, r)));
   }
@@ -77,13 +77,12 @@ struct RowSums {
   enum class Step { kSample, kFirst, kOther };
   template <class Tensor>
   CUTE_DEVICE void add(Tensor const& acc, Step step, Moments* const (&samples)[kThreadRows]) {
-    float sum[kThreadRows] = {INFINITY, INFINITY};  // a row without a point is to get one
-    bool look = step != Step::kOther;
+    float sum[kThreadRows];
+    bool moved = false;
+    if (step != Step::kOther) measure(acc, step, samples);
+    if (step == Step::kSample) return;
     #pragma unroll 1
     for (;;) {
-      if (look) move(acc, sum);
-      if (step != Step::kOther) measure(acc, step, samples);
-      if (step == Step::kSample) return;
       CUTE_UNROLL
       for (int r = 0; r < kThreadRows; ++r) sum[r] = 0.f;
       struct Value {
@@ -107,8 +106,9 @@ struct RowSums {
             Buckets::count(value.place);
             sum[r] += value.power;
           });
-      if (look || !__any_sync(kFullWarp, !(fmaxf(sum[0], sum[1]) <= kMostSum))) break;
-      look = true;
+      if (moved || !__any_sync(kFullWarp, !(fmaxf(sum[0], sum[1]) <= kMostSum))) break;
+      move(acc, sum);
+      moved = true;
     }
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) total[r] += sum[r];
@@ -131,17 +131,22 @@ struct RowSums {
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
       if (!grown[r]) continue;
-      float const next = fmaxf(most[r], reference[r]), growth = next - reference[r];
-      reference[r] = next;
+      float const growth = most[r] - reference[r];
+      reference[r] = most[r];
       total[r] *= exp2f(-growth);
       buckets[r].offset += growth * buckets[r].slope;
     }
   }
 
+  // What every fourth column shows: a point for rows that have none, or a lower one, and where to count.
   template <class Tensor>
   CUTE_DEVICE void measure(Tensor const& acc, Step step, Moments* const (&samples)[kThreadRows]) {
-    float visible[kThreadRows] = {}, first[kThreadRows] = {}, second[kThreadRows] = {};
-    each_score(acc, [&](int, int r, float score) {
+    constexpr int kEvery = 4;
+    float most[kThreadRows] = {-INFINITY, -INFINITY}, visible[kThreadRows] = {}, first[kThreadRows] = {}, second[kThreadRows] = {};
+    each_score<kEvery>(acc, [&](int, int r, float score) { most[r] = fmaxf(most[r], score); });
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) reference[r] = fmaxf(reference[r], quad_max(most[r]) * scale[r]);
+    each_score<kEvery>(acc, [&](int, int r, float score) {
       float const octaves = fmaf(score, scale[r], -reference[r]);
       if (octaves > -INFINITY) {  // not hidden
         visible[r] += 1.f;
@@ -269,13 +274,12 @@ struct RowBits {
 // Where this thread's probabilities of a tile go.
 struct ProbsPlace {
   int32_t* out;  // of row 0
-  int64_t next_row;
-  int visible[kThreadRows];  // of this thread's columns
+  int next_row;  // so many integers on
 
   // At once: the compiler would keep all of a tile's, and spill.
-  CUTE_DEVICE void put(int i, int r, uint32_t x) const {
-    asm volatile("{ .reg .pred yes; setp.lt.s32 yes, %0, %1; @yes st.global.u32 [%2], %3; }" ::"r"(i), "r"(visible[r]),
-                 "l"(out + r * next_row + i), "r"(x));
+  CUTE_DEVICE void put(bool visible, int i, int r, uint32_t x) const {
+    asm volatile("{ .reg .pred yes; .reg .s64 at; setp.ne.u32 yes, %0, 0; mad.wide.s32 at, %2, 4, %1; @yes st.global.u32 [at], %3; }"
+                 ::"r"(uint32_t(visible)), "l"(out), "r"(r * next_row + i), "r"(x));
   }
 };
 

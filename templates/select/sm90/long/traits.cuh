@@ -5,6 +5,7 @@
 #pragma once
 
 #include "select/long_params.h"
+#include "select/sm90/calibrate.cuh"
 #include "select/sm90/long/bracket.cuh"
 #include "shared/bands.cuh"
 
@@ -28,10 +29,11 @@ template <int kWarpGroups>
 struct LongJob {
   struct Item {
     int q_row, first_row, first_sees, last_sees;  // rows of a tile see first_sees to last_sees columns
+    float threshold, scale;  // scale: from a product of scaled means to a logit in octaves, but for the scaling of the row's mean
   };
   int band, k_row, num_items, num_tiles;  // num_items 0: there is no more work
   int sample;  // a tile that the first pass sees before all others too, or 0
-  Item items[kWarpGroups];
+  Item items[kWarpGroups];  // the last one again where there are fewer
 };
 
 // Config: HighBand, LowBand, kHeadDim.
@@ -123,6 +125,10 @@ struct LongWork {
   CUTE_DEVICE int first_sees(LongParams const& p, int item) const { return p.select.num_visible(row_tile(p, item) * kLongRows); }
   CUTE_DEVICE int last_sees(LongParams const& p, int item) const {
     return p.select.num_visible(min((row_tile(p, item) + 1) * kLongRows, p.select.num_q_blocks) - 1);
+  }
+  CUTE_DEVICE float scale(LongParams const& p, int q_row) const {
+    PreparedSums const energies(p.select, q_row, k_row);
+    return p.k_down[k_row] * logit_scale<Traits::High::kDims, Traits::Low::kDims, Traits::kHeadDim, false>(p.select, energies, band, 0, 1, q_row, k_row, 0);
   }
   CUTE_DEVICE int num_tiles(LongParams const& p) const { return (last_sees(p, 0) + kLongColumns - 1) / kLongColumns; }
   // The last tile that all rows see whole; 0 if there is none behind the first. What is near is often unlike what is far.
