@@ -59,13 +59,38 @@ struct RowBracket {
     if (inside && between % uint32_t(found) == 0) {  // perhaps all of them are the same: the ends of a tie
       low = between / uint32_t(found);
       high = low + 1;
-    } else {
+    } else if (!(turn <= kByDensity && found >= kFewFound && move_by_density(search, inside, above, sum_low, sum_high, found))) {
       move(search, inside, turn);
     }
     return false;
   }
 
  private:
+  static constexpr int kByDensity = 4;  // turns, after which values are taken to lie anywhere
+  static constexpr int kFewFound = 4;   // values between the ends that tell how close values lie
+
+  // As close as the values between the ends lie to each other, so do those beyond, and those about the place of the cut-off. False if that
+  // leads nowhere.
+  CUTE_DEVICE bool move_by_density(CutoffSearch const& search, bool inside, bool above, uint32_t sum_low, uint32_t sum_high, int found) {
+    constexpr float kMore = 8.f, kMostHalf = 40.f;  // values; a list has room for twice as many and more
+    float const between = float(sum_low - sum_high), number = float(found), span = 2.f * (float(high) - between / number);  // about their mean
+    float const gap = span / number, top = float(high), bottom = float(low);
+    float from, to;
+    if (inside) {
+      float const centre = top - span * float(search.target - sum_high) / between, half = gap * fminf(2.f * sqrtf(number) + kMore, kMostHalf);
+      from = centre - half, to = centre + half;
+    } else {
+      float const missing = above ? float(sum_high - search.target) / top : float(search.target - sum_low) / bottom;
+      float const reach = gap * (missing + 2.f * sqrtf(missing) + kMore);
+      from = above ? top : bottom - reach, to = above ? top + reach : bottom;
+    }
+    from = fmaxf(from, float(search.low)), to = fminf(to, float(search.high));
+    if (!(to - from >= 1.f)) return false;
+    low = max(__float2uint_rz(from), 1u);
+    high = max(__float2uint_rz(to), low + 1u);
+    return true;
+  }
+
   // too_many: the values between the ends did not fit.
   CUTE_DEVICE void move(CutoffSearch& search, bool too_many, int turn) {
     uint32_t const width = search.high - search.low;

@@ -26,8 +26,8 @@ struct Buckets {
   // columns, below it in even ones. A row of equal values has a deviation of 0.
   static constexpr float kBelow = 2.5f, kAbove = 3.5f, kLeastDeviation = 0x1p-14f;
   // Even rows, of a deviation of less than a factor of e, are log-normal enough to tell where most of their values lie: more than kBeyond
-  // above the cut-off of such a row.
-  static constexpr float kEven = 1.f, kBeyond = 1.f;
+  // above the cut-off of such a row, which lies in their lower tail.
+  static constexpr float kEven = 1.f, kBeyond = 1.f, kEvenBelow = 3.5f;
 
   float slope, offset;  // a value lies at slope * octaves + offset, from 0 to 1
 
@@ -35,9 +35,10 @@ struct Buckets {
   CUTE_DEVICE static Buckets about(float mean, float deviation, float quantile) {
     constexpr float kLn2 = 0.6931472f;
     float const width = fmaxf(deviation, kLeastDeviation), nats = width * kLn2;
-    float const above = nats < kEven ? fminf(fmaxf(nats - quantile + kBeyond, kBeyond - kBelow), kAbove) : kAbove;
-    float const slope = 1.f / ((kBelow + above) * width);
-    return {slope, (kBelow * width - mean) * slope};
+    bool const even = nats < kEven;
+    float const below = even ? kEvenBelow : kBelow, above = even ? fminf(fmaxf(nats - quantile + kBeyond, kBeyond - kBelow), kAbove) : kAbove;
+    float const slope = 1.f / ((below + above) * width);
+    return {slope, (below * width - mean) * slope};
   }
   CUTE_DEVICE float step() const { return 1.f / (slope * float(kCount - 1)); }
   CUTE_DEVICE float first() const { return -offset / slope; }
@@ -130,7 +131,8 @@ CUTE_DEVICE Stretch find_stretch(Buckets const& buckets, uint32_t const* counts,
   }
   float const margin = fminf(kDeviation * rsqrtf(here) + kBend, kMostValues / here);  // of the bucket
   bool const inside = more == 0 && here >= kMany;
-  bool const endless = bucket + more >= kLast || from(bucket - more) <= kTop;
+  float const top = from(bucket - more);  // every lane, before any branch
+  bool const endless = bucket + more >= kLast || top <= kTop;
   float const down = inside ? place - margin : fminf(place - kMargin, -float(more) - (more > 0 ? kMargin : 0.f));
   float const up = inside ? place + margin : fmaxf(place + kMargin, 1.f + float(more) + (more > 0 ? kMargin : 0.f));
   if (strong <= kMostStrong && least_bucket > 0) return {least - 0.01f, INFINITY};  // few strong values: all from there on

@@ -18,13 +18,16 @@ struct ListedRows {
   int found[kThreadRows];          // its entries
   uint32_t* kept[kThreadRows];     // its bit mask
   uint32_t* more[kThreadRows];
-  uint32_t held[kThreadRows][kHeld];  // 0 behind the list's end
+  uint32_t held[kThreadRows][kHeld], column[kThreadRows][kHeld];  // value 0 behind the list's end
   int count[kThreadRows];             // of this thread
 
   CUTE_DEVICE void load() {
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) count[r] = (found[r] + 3 - int(threadIdx.x % 4)) / 4;
-    each_held([&](int i, int r) { held[r][i] = i < count[r] ? entry(r, i).x : 0u; });
+    each_held([&](int i, int r) {
+      uint2 const own = i < count[r] ? entry(r, i) : make_uint2(0, 0);
+      held[r][i] = own.x, column[r][i] = own.y;
+    });
     each_few([&](int first) {
       uint32_t values[kFew][kThreadRows];
       of_few(first, [&](int i, int r) { values[i][r] = entry(r, first + i).x; });
@@ -71,10 +74,8 @@ struct ListedRows {
     bool ties[kThreadRows];
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) ties[r] = cutoff[r].ties != kAllTies, from[r] = cutoff[r].value + (ties[r] ? 1u : 0u);
-    uint32_t column[kHeld][kThreadRows];  // all loads, then all stores
-    each_held([&](int i, int r) { column[i][r] = i < count[r] && held[r][i] >= from[r] ? entry(r, i).y : ~0u; });
     each_held([&](int i, int r) {
-      if (column[i][r] != ~0u) add(r, column[i][r]);
+      if (i < count[r] && held[r][i] >= from[r]) add(r, column[r][i]);
     });
     each_few([&](int first) {
       uint32_t columns[kFew][kThreadRows] = {};
@@ -164,7 +165,9 @@ struct ListedRows {
   }
 
   // No load to wait for.
-  CUTE_DEVICE void add(int r, uint32_t column) const { atomicOr(kept[r] + column / 32, 1u << column % 32); }
+  CUTE_DEVICE void add(int r, uint32_t column) const {
+    asm volatile("red.relaxed.gpu.global.or.b32 [%0], %1;" ::"l"(kept[r] + column / 32), "r"(1u << column % 32) : "memory");
+  }
 };
 
 }  // namespace prism
