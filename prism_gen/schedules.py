@@ -155,14 +155,14 @@ ROWS: tuple[Row, ...] = (
     _score(192, warp_groups=3, k_stages=3),
     _score(256, warp_groups=3, k_stages=2),
     # kv_stages fill shared memory beside Q, or hold four steps. 64: exponentials take as long as products, so two warps
-    # a scheduler leave both idle; steps of 64 keys leave registers for a second team. 192 and 256: the accumulators
+    # a scheduler leave both idle; halves of a step leave registers for a second team. 192 and 256: the accumulators
     # leave registers for 64 keys; at 256 a second Q tile would leave three slots, too few to load ahead. LONG: two CTAs
     # read K and V once.
-    _attend(64, WHOLE, tile_n=64, kv_stages=9, teams=2),
+    _attend(64, WHOLE, tile_n=128, kv_stages=5, teams=2),
     _attend(64, HALF, tile_m=64, tile_n=128, kv_stages=5, teams=2),
-    _attend(64, PAIR, tile_n=64, kv_stages=9, teams=2),
-    _attend(64, SHORT, tile_n=64, kv_stages=9, teams=2),
-    _attend(64, LONG, cluster=2, tile_n=64, kv_stages=9, teams=2),
+    _attend(64, PAIR, tile_n=128, kv_stages=5, teams=2),
+    _attend(64, SHORT, tile_n=128, kv_stages=5, teams=2),
+    _attend(64, LONG, cluster=2, tile_n=128, kv_stages=5, teams=2),
     _attend(96, WHOLE, tile_n=128, kv_stages=7),
     _attend(96, HALF, tile_n=64, kv_stages=14),
     _attend(96, PAIR, tile_n=128, kv_stages=7),

@@ -13,8 +13,8 @@ from prism_gen.errors import UnsupportedError
 from prism_gen.families.family import Family
 from prism_gen.spec import KernelSpec, Struct
 
-# Barriers, tile coordinates and block lists in flight of one team: 1.2 KB at 14 slots, rounded up.
-METADATA_BYTES = 2048
+# Barriers, tile coordinates and block lists in flight of one team: 0.7 KB at 14 slots, rounded up.
+METADATA_BYTES = 1024
 
 
 class AttendProblem(Struct, frozen=True, kw_only=True):

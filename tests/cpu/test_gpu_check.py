@@ -174,7 +174,7 @@ def test_the_sanitizer_s_worker_judges_what_comes_back(tmp_path: Path) -> None:
 
 
 STEP_READ_AND_WRITTEN = """
-========= Error: Race reported between Read access at prism::attend::Consumer<prism::attend::Traits<Config>>::wait_step(const prism::Ring<(int)9> &) const+0x7d0 in consumer.cuh:435
+========= Error: Race reported between Read access at prism::attend::WarpGroup<prism::attend::Traits<Config>>::wait_step(const prism::Ring<(int)9> &) const+0x7d0 in warp_group.cuh:204
 =========     and Write access at prism::attend::Loader<prism::attend::Traits<Config>>::run()+0xe120 in loader.cuh:42 [4 hazards]
 """  # noqa: E501
 ONE_RACE = "========= RACECHECK SUMMARY: 1 hazards displayed (1 errors, 0 warnings)"

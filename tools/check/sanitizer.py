@@ -36,7 +36,7 @@ ENDED_WELL = 0.9  # of the section's time is given to the tools together, the re
 SUMMARY = re.compile(r"(ERROR SUMMARY|RACECHECK SUMMARY): (\d+)")
 # In order, and reported: racecheck does not follow a lane that arrives for its warp behind a __syncwarp. All lanes of
 # attend's consumers read a step, lane 0 gives its slot back, and where the ring comes round the loader writes it again.
-IN_ORDER = re.compile(r"Read access at \S*::Consumer<.*::wait_step\(.*\n=+ +and Write access at \S*::Loader<.*::run\(")
+IN_ORDER = re.compile(r"Read access at \S*::WarpGroup<.*::wait_step\(.*\n=+ +and Write access at \S*::Loader<.*::run\(")
 
 
 def exact_copy(view: Tensor, device: torch.device) -> Tensor:

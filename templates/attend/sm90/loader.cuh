@@ -1,5 +1,5 @@
 // The loader thread: turns the walker's steps into TMA copies of Q, K and V. The only place that touches the tensor maps of
-// the inputs, so another memory layout (varlen, paged) is another loader, and another way to K in Consumer::recompute.
+// the inputs, so another memory layout (varlen, paged) is another loader, and another way to K in WarpGroup::recompute.
 #pragma once
 
 #include <cute/arch/copy_sm90_tma.hpp>
@@ -11,7 +11,8 @@
 
 namespace prism::attend {
 
-// K and V tiles share one ring of slots in the order in which the consumers need them: K0 K1 V0 K2 V1 ... V(n-1).
+// K and V tiles share one ring of slots in the order in which the consumers need them: K0 K1 V0 K2 V1 ... V(n-1), or, where they take a
+// step in two halves, K0 V0 K1 V1 ...
 template <class Traits>
 class Loader {
   using Storage = typename Traits::SharedStorage;
@@ -41,9 +42,13 @@ class Loader {
         wait_for_slot();
         smem_.steps[kv_ring_.slot] = step;
         load(params_.k, step);
-        if (has_previous) load_v(previous);
-        previous = step;
-        has_previous = true;
+        if constexpr (Traits::kHalves == 2) {
+          load_v(step);
+        } else {
+          if (has_previous) load_v(previous);
+          previous = step;
+          has_previous = true;
+        }
       }
       if (chunk.last && has_previous) {
         load_v(previous);

@@ -34,6 +34,7 @@ struct Step {
   Entry entries[kEntries];
   __device__ __forceinline__ bool last() const { return entries[0].last(); }
   __device__ __forceinline__ bool selected_by(int warp_group) const { return entries[0].selected_by(warp_group); }
+  __device__ __forceinline__ bool whole() const { return kEntries == 1 || entries[kEntries - 1].exists(); }
   __device__ __forceinline__ bool masked() const {
     int any = 0;
     CUTE_UNROLL
@@ -99,6 +100,11 @@ struct Traits {
       ((1 + kConsumerGroups) * kLaunchRegisters - kProducerRegisters) / kConsumerGroups / 8 * 8;
   static_assert(kConsumerRegisters <= 256 && kLaunchRegisters <= 255);
 
+  // S, P and O lie in registers. Where S and P of a step leave less than 16 for all else, its keys are taken in two halves.
+  static constexpr int kHalves = kConsumerRegisters - kHeadDim / 2 - kTileN / 2 - kTileN / 4 < 16 ? 2 : 1;
+  static constexpr int kHalfN = kTileN / kHalves;  // keys of S
+  static_assert(kHalves == 1 || (kLists == 1 && kQStages == 2 && kTileN % 32 == 0 && (kEntriesPerStep == 1 || kEntriesPerStep == 2)));
+
   // A slab is as many dims as one swizzle spans, whole token rows of a slab are contiguous, and one TMA box is one slab of one entry.
   static constexpr int kSlabDims = kHeadDim % 64 == 0 ? 64 : 32;
   static constexpr int kSlabs = kHeadDim / kSlabDims;
@@ -109,19 +115,20 @@ struct Traits {
   // most. Where all of Q is too much, whole slabs of it are held, and read again when logits are computed again (Consumer::soften),
   // which needs the most: 32 then do for all else. Merged lists at head_dim 192 were 1 to 3 % slower with it, at 256 no faster.
   static constexpr int kQSteps = kHeadDim / 16, kSlabSteps = kSlabDims / 16;
-  static constexpr int kRegistersLeft = kConsumerRegisters - kHeadDim / 2 - kTileN / 2 - kTileN / 4;
+  static constexpr int kRegistersLeft = kConsumerRegisters - kHeadDim / 2 - kHalfN / 2 - kHalfN / 4;
   static constexpr int kSlabsInRegisters = std::min(std::max(0, kRegistersLeft - 32) / (4 * kSlabSteps), kSlabs - 1);
   static constexpr bool kMayHoldQ = kLists == 1 || kHeadDim <= 128, kMayHoldAllQ = kRegistersLeft - 40 >= 4 * kQSteps;
   static constexpr int kQStepsInRegisters = !kMayHoldQ ? 0 : kMayHoldAllQ ? kQSteps : kSlabsInRegisters * kSlabSteps;
 
   using HeadDim = Int<kHeadDim>;
   using TileN = Int<kTileN>;
+  using HalfN = Int<kHalfN>;
   using Rows = Int<kRowsPerWarpGroup>;
 
-  using MmaQK = decltype(make_tiled_mma(GMMA::ss_op_selector<Element, Element, float, Shape<Rows, TileN, HeadDim>>()));
-  using MmaQKInRegisters = decltype(make_tiled_mma(GMMA::rs_op_selector<Element, Element, float, Shape<Rows, TileN, HeadDim>>()));
+  using MmaQK = decltype(make_tiled_mma(GMMA::ss_op_selector<Element, Element, float, Shape<Rows, HalfN, HeadDim>>()));
+  using MmaQKInRegisters = decltype(make_tiled_mma(GMMA::rs_op_selector<Element, Element, float, Shape<Rows, HalfN, HeadDim>>()));
   using MmaPV = decltype(make_tiled_mma(
-      GMMA::rs_op_selector<Element, Element, float, Shape<Rows, HeadDim, TileN>, GMMA::Major::K, GMMA::Major::MN>()));
+      GMMA::rs_op_selector<Element, Element, float, Shape<Rows, HeadDim, HalfN>, GMMA::Major::K, GMMA::Major::MN>()));
 
   using AtomK = std::conditional_t<kSlabDims == 64, GMMA::Layout_K_SW128_Atom<Element>, GMMA::Layout_K_SW64_Atom<Element>>;
   using AtomMN = std::conditional_t<kSlabDims == 64, GMMA::Layout_MN_SW128_Atom<Element>, GMMA::Layout_MN_SW64_Atom<Element>>;
