@@ -77,6 +77,14 @@ void long_launch(SelectParams const& select, DLDevice device) {
   p.lists = reinterpret_cast<uint2*>(scratch + parts.lists);
   p.num_row_tiles = int(parts.row_tiles);
   p.num_tiles = int(parts.tiles);
+  // Long lists are written beside the passes of other rows, in the order in which these end. Shorter ones would cost the passes more than
+  // they take once SMs have no more works (docs/performance.md, "Lists beside the passes"): those are in four parts, each head by head,
+  // since lists that lie side by side are written faster, by CTAs that ask for more shared memory than a CTA of the passes leaves.
+  constexpr int kBesideBlocks = 3072, kParts = 4;
+  constexpr int64_t kApartBytes = Traits::kPassesBytes - int64_t(sizeof(Storage)) + 1, kMostUnasked = 48 * 1024;
+  static_assert(kApartBytes <= kMostUnasked, "more is to be asked for as an attribute of the kernel");
+  bool const beside = select.num_k_blocks >= kBesideBlocks;
+  p.list_tiles = beside ? 1 : (p.num_row_tiles + kParts - 1) / kParts;
 
   DeviceGuard const guard(device.device_id);
   dim3 const prepare_grid(1 + unsigned(heads) + kKeySlices + kQuerySlices, select.batch * select.num_kv_heads);
@@ -89,7 +97,8 @@ void long_launch(SelectParams const& select, DLDevice device) {
   auto const emit = emit_long_kernel<kProbs>;
   check_cuda(cudaFuncSetAttribute(emit, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
              "select shared memory carve-out");
-  start_early(emit, p, dim3(unsigned(int64_t(select.batch) * select.num_q_heads * parts.row_tiles * kItemCtas)), kEmitThreads, 0, device);
+  int64_t const emit_ctas = int64_t(select.batch) * select.num_q_heads * parts.row_tiles * kItemCtas;
+  start_early(emit, p, dim3(unsigned(emit_ctas)), kEmitThreads, beside ? 0 : kApartBytes, device);
 }
 
 }  // namespace prism

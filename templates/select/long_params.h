@@ -17,6 +17,13 @@ constexpr int kSlabRowBytes = 128;
 constexpr int kQuerySlabBytes = kLongRows * kSlabRowBytes;
 constexpr int kKeySlabBytes = kLongColumns * kSlabRowBytes;
 
+// What an SM of sm90 has. Shared memory: of which a CTA costs kCtaBytes more than it asks for.
+constexpr int kSmRegisters = 65536;
+constexpr int64_t kSmBytes = 228 * 1024, kCtaBytes = 1024;
+
+// Of a CTA that writes lists, so that one finds room beside a CTA of the passes.
+constexpr int kEmitThreads = 128, kEmitRegisters = 32;
+
 constexpr uint32_t kMaskWarps = kBands * 4;  // that write the masks of an item, 64 rows of a q head: a warp group for each band
 constexpr int kListEntries = 96;  // values of a row's bracket, with their columns
 
@@ -30,6 +37,7 @@ struct LongParams {
   uint2* lists;            // [CTAs][warp groups][64][kListEntries]
   uint32_t* claimed;       // works that CTAs have taken beyond their first
   int num_row_tiles, num_tiles;
+  int list_tiles;  // row tiles whose lists are written head by head
 
   CUTE_HOST_DEVICE uint32_t* masked_of(int q_row, int row_tile) const { return masked + int64_t(q_row) * num_row_tiles + row_tile; }
   CUTE_HOST_DEVICE uint32_t* kept_row(int q_row, int band, int q_block) const {

@@ -14,8 +14,9 @@
 
 namespace prism {
 
+// __maxnreg__: __launch_bounds__ would give it all registers of an SM.
 template <class Traits, bool kProbs>
-__global__ void __launch_bounds__(Traits::kThreads, 1) select_long_kernel(__grid_constant__ LongParams const params) {
+__global__ void __maxnreg__(Traits::launch_registers(kProbs)) select_long_kernel(__grid_constant__ LongParams const params) {
   extern __shared__ __align__(1024) unsigned char smem_bytes[];
   auto& smem = *reinterpret_cast<typename Traits::SharedStorage*>(smem_bytes);
   constexpr int kConsumerWarps = 4 * Traits::kWarpGroups;
@@ -35,10 +36,10 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) select_long_kernel(__grid
   launch_dependents();  // behind the wait: emit.cuh looks at counters that prepare has cleared by then, and waits for them alone
   int const warp_group = cutlass::canonical_warp_group_idx();
   if (warp_group == 0) {
-    cutlass::arch::warpgroup_reg_dealloc<Traits::kLoaderRegisters>();
+    cutlass::arch::warpgroup_reg_dealloc<Traits::loader_registers(kProbs)>();
     if (cutlass::canonical_warp_idx_sync() == 0 && cute::elect_one_sync()) LongLoader<Traits>(params, smem).run();
   } else {
-    cutlass::arch::warpgroup_reg_alloc<Traits::kConsumerRegisters>();
+    cutlass::arch::warpgroup_reg_alloc<Traits::consumer_registers(kProbs)>();
     LongConsumer<Traits, kProbs>(params, smem, warp_group - 1, threadIdx.x % 128).run();
   }
 }

@@ -55,15 +55,21 @@ struct LongTraits {
   static constexpr int kWarpGroups = kMostSlabs <= 4 ? 3 : 2;
   static constexpr int kConsumers = 128 * kWarpGroups;
   static constexpr int kThreads = kConsumers + 128;
-  static constexpr int kLoaderRegisters = 32;
-  static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;  // setmaxnreg moves registers inside what the CTA got at launch
-  static constexpr int kConsumerRegisters =
-      std::min((kLaunchRegisters * kThreads / 128 - kLoaderRegisters) / kWarpGroups / 8 * 8, 240);
+  // Of a thread. setmaxnreg moves registers inside what the CTA got at launch: all but those of a CTA that writes lists. Those too with
+  // probs, which only tests ask for: with fewer that kernel spills.
+  CUTE_HOST_DEVICE static constexpr int launch_registers(bool probs) {
+    return (kSmRegisters - (probs ? 0 : kEmitThreads * kEmitRegisters)) / kThreads / 8 * 8;
+  }
+  CUTE_HOST_DEVICE static constexpr int loader_registers(bool probs) { return probs ? 32 : 48; }  // 32 without probs: the consumers spill
+  CUTE_HOST_DEVICE static constexpr int consumer_registers(bool probs) {
+    return cute::min((launch_registers(probs) * kThreads / 128 - loader_registers(probs)) / kWarpGroups / 8 * 8, 240);
+  }
 
+  static constexpr int64_t kPassesBytes = kSmBytes - 2 * kCtaBytes;  // beside a CTA that asks for none
   static constexpr int kMetadataBytes = 4096;  // barriers, and what is known of rows
   static constexpr int kQueryBytes = kWarpGroups * kMostSlabs * kQuerySlabBytes;
   static constexpr int kCountBytes = kWarpGroups * kLongRows * Buckets::kStride * int(sizeof(uint32_t));
-  static constexpr int kSlots = std::min(int(kMaxSmemBytes - kMetadataBytes - kQueryBytes - kCountBytes) / kKeySlabBytes, 8);
+  static constexpr int kSlots = std::min(int(kPassesBytes - kMetadataBytes - kQueryBytes - kCountBytes) / kKeySlabBytes, 8);
   static_assert(kSlots >= 2, "a slab is freed once the next one is at work");
 
   using SlabDims = cute::Int<kSlabRowBytes / int(sizeof(Element))>;
@@ -91,7 +97,7 @@ struct LongTraits {
     LongJob<kWarpGroups> job;           // known once q_full, until q_empty
     uint32_t q_phase[4 * kWarpGroups];  // of q_full, for each warp to wait for: registers are short
   };
-  static_assert(sizeof(SharedStorage) <= kMaxSmemBytes);
+  static_assert(sizeof(SharedStorage) <= kPassesBytes);
 
   CUTE_HOST_DEVICE static constexpr int band_slabs(int band) { return band == 0 ? kBandSlabs<High> : kBandSlabs<Low>; }
   CUTE_HOST_DEVICE static constexpr int first_slab(int band) { return band == 0 ? 0 : kBandSlabs<High>; }
