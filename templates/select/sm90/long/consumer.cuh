@@ -39,13 +39,13 @@ class LongConsumer {
   CUTE_DEVICE void take() {
     SelectParams const& p = params_.select;
     auto const& job = smem_.job;
-    bool const idle = warp_group_ >= job.num_items;
+    bool const none = warp_group_ >= job.num_items;
     auto const& item = job.items[warp_group_];
     band_ = job.band;
     q_row_ = item.q_row;
     first_row_ = item.first_row;
-    first_sees_ = idle ? 0 : item.first_sees;
-    last_sees_ = idle ? 0 : item.last_sees;
+    first_sees_ = none ? 0 : item.first_sees;
+    last_sees_ = none ? 0 : item.last_sees;
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) sees_[r] = is_row(r) ? p.num_visible(row_of(r)) : 0;
     CutRule const rule(CutKind::kTopP, item.threshold);
@@ -73,10 +73,10 @@ class LongConsumer {
         trims |= now.ties != kAllTies;
       }
       trims = __any_sync(kFullWarp, trims);
-      if (!tell_verdict(again && !idle)) break;
+      if (!tell_verdict(again && !idle())) break;
     }
     arrive_at(smem_.q_empty);  // every thread for itself: it has read the job
-    if (!idle) finish(rule, bracket, bits);
+    if (!idle()) finish(rule, bracket, bits);
   }
 
   CUTE_DEVICE void first_pass(CutRule const& rule, RowBracket (&bracket)[kThreadRows], RowBits& bits) {
@@ -256,6 +256,7 @@ class LongConsumer {
     return any != 0;
   }
 
+  CUTE_DEVICE bool idle() const { return last_sees_ == 0; }  // without an item
   CUTE_DEVICE int lane() const { return thread_ % kWarpSize; }
   CUTE_DEVICE int row_of(int r) const { return first_row_ + thread_ / kWarpSize * 16 + lane() / 4 + 8 * r; }
   CUTE_DEVICE bool is_row(int r) const { return row_of(r) < params_.select.num_q_blocks; }
