@@ -25,20 +25,12 @@ struct Buckets {
   // Of the deviation of a row's sample, about its mean: what is to be resolved. The cut-off lies above the mean in rows of few strong
   // columns, below it in even ones. A row of equal values has a deviation of 0.
   static constexpr float kBelow = 2.5f, kAbove = 3.5f, kLeastDeviation = 0x1p-14f;
-  // Even rows, of a deviation of less than a factor of e, are log-normal enough to tell where most of their values lie: more than kBeyond
-  // above the cut-off of such a row, which lies in their lower tail.
-  static constexpr float kEven = 1.f, kBeyond = 1.f, kEvenBelow = 3.5f;
 
   float slope, offset;  // a value lies at slope * octaves + offset, from 0 to 1
 
-  // quantile: of the row's threshold.
-  CUTE_DEVICE static Buckets about(float mean, float deviation, float quantile) {
-    constexpr float kLn2 = 0.6931472f;
-    float const width = fmaxf(deviation, kLeastDeviation), nats = width * kLn2;
-    bool const even = nats < kEven;
-    float const below = even ? kEvenBelow : kBelow, above = even ? fminf(fmaxf(nats - quantile + kBeyond, kBeyond - kBelow), kAbove) : kAbove;
-    float const slope = 1.f / ((below + above) * width);
-    return {slope, (below * width - mean) * slope};
+  CUTE_DEVICE static Buckets about(float mean, float deviation) {
+    float const width = fmaxf(deviation, kLeastDeviation), slope = 1.f / ((kBelow + kAbove) * width);
+    return {slope, (kBelow * width - mean) * slope};
   }
   CUTE_DEVICE float step() const { return 1.f / (slope * float(kCount - 1)); }
   CUTE_DEVICE float first() const { return -offset / slope; }

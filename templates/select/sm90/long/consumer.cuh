@@ -87,7 +87,7 @@ class LongConsumer {
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
       for (int i = thread_ % 4; i < Buckets::kCount; i += 4) counts(r)[i] = Buckets::kNone;
-      if (thread_ % 4 == 0) *sample(r) = {0.f, 0.f, 0.f, rule.quantile};
+      if (thread_ % 4 == 0) *sample(r) = {0.f, 0.f, 0.f};
       sums.place[r] = Buckets::place_of(counts(r));
     }
     __syncwarp();

@@ -45,11 +45,10 @@ CUTE_DEVICE void each_group(Tensor const& acc, First const& first, Second const&
 // Of logits, in octaves.
 struct Moments {
   float number, mean, variance;
-  float quantile;  // of the row's threshold
 
   CUTE_DEVICE Moments with(Moments const& other) const {
     float const all = number + other.number, part = other.number / all, apart = other.mean - mean;
-    return {all, fmaf(part, apart, mean), fmaf(part, other.variance - variance, variance) + part * (1.f - part) * apart * apart, quantile};
+    return {all, fmaf(part, apart, mean), fmaf(part, other.variance - variance, variance) + part * (1.f - part) * apart * apart};
   }
 };
 
@@ -138,10 +137,10 @@ struct RowSums {
     }
   }
 
-  // What every fourth column shows: a point for rows that have none, or a lower one, and where to count.
+  // What every second column shows: a point for rows that have none, or a lower one, and where to count.
   template <class Tensor>
   CUTE_DEVICE void measure(Tensor const& acc, Step step, Moments* const (&samples)[kThreadRows]) {
-    constexpr int kEvery = 4;
+    constexpr int kEvery = 2;  // of 64 columns of a tile a deviation is known to a twelfth
     float most[kThreadRows] = {-INFINITY, -INFINITY}, visible[kThreadRows] = {}, first[kThreadRows] = {}, second[kThreadRows] = {};
     each_score<kEvery>(acc, [&](int, int r, float score) { most[r] = fmaxf(most[r], score); });
     CUTE_UNROLL
@@ -157,12 +156,12 @@ struct RowSums {
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
       float const number = quad_sum(visible[r]), mean = quad_sum(first[r]) / number;
-      Moments const now{number, mean + reference[r], fmaxf(quad_sum(second[r]) / number - mean * mean, 0.f), samples[r]->quantile};
+      Moments const now{number, mean + reference[r], fmaxf(quad_sum(second[r]) / number - mean * mean, 0.f)};
       if (step == Step::kSample) {
         if (threadIdx.x % 4 == 0) *samples[r] = now;
       } else {
         Moments const both = samples[r]->with(now);
-        buckets[r] = Buckets::about(both.mean - reference[r], sqrtf(both.variance), both.quantile);
+        buckets[r] = Buckets::about(both.mean - reference[r], sqrtf(both.variance));
       }
     }
     __syncwarp();
