@@ -53,17 +53,19 @@ struct Stretch {
 CUTE_DEVICE Stretch find_stretch(Buckets const& buckets, uint32_t const* counts, int columns, int hidden, float mass, float threshold) {
   constexpr int kLast = Buckets::kCount - 1, kOwn = Buckets::kCount / 4;  // buckets of a thread
   constexpr int kFew = 12;      // values: a stretch of fewer grows, since the mass of few values is not known well
-  constexpr int kMostMore = 8;  // buckets on either side
+  constexpr int kMostMore = 16;  // buckets on either side
   constexpr float kMostStrong = 80.f;
   constexpr float kMany = 12.f;  // values of one bucket: of so many, those about the interpolated place are taken
-  // By so much the place may be wrong: four deviations of a place among so many values, or fewer where that would not fit into a list.
-  constexpr float kDeviation = 2.f, kMostValues = 38.f, kBend = 0.01f;
+  // By so much the place may be wrong: five deviations of a place among so many values, or fewer where that would not fit into a list.
+  constexpr float kDeviation = 2.5f, kMostValues = 46.f, kBend = 0.01f;
   constexpr float kTop = 32.f;  // values from the bracket up: so few are taken whole, since the next larger one may lie octaves above
   constexpr float kMargin = 0.15f;                   // of a bucket
   int const thread = threadIdx.x % 4, own_first = thread * kOwn;
-  // A value of bucket b is about 2^(first + b * step). The values below the cut-off add up to what is not kept, so it is at least their
-  // mean.
-  float const first = buckets.first(), step = buckets.step(), ratio = exp2f(step);
+  // Values of bucket b are 2^(first + b * step) on average, and by `wide` more since they are spread over the bucket. The values below the
+  // cut-off add up to what is not kept, so it is at least their mean.
+  constexpr float kLn2 = 0.6931472f;
+  float const first = buckets.first(), step = buckets.step(), ratio = exp2f(step), half = fminf(step * (0.5f * kLn2), 8.f);
+  float const wide = half < 0.1f ? 1.f + half * half * (1.f / 6.f) : (__expf(half) - __expf(-half)) / (2.f * half);
   float const left = (1.f - threshold) * mass, least = __log2f(left / float(columns));
   int const least_bucket = int(fminf(fmaxf((least - first) / step, 0.f), float(kLast)));
   float number[kOwn], own[kOwn];  // values of this thread's buckets, and what they add up to
@@ -74,7 +76,7 @@ CUTE_DEVICE Stretch find_stretch(Buckets const& buckets, uint32_t const* counts,
     number[four + 2] = Buckets::number(x.z), number[four + 3] = Buckets::number(x.w);
   }
   if (thread == 0) number[0] -= float(hidden);
-  float below = 0.f, value = exp2f(fmaf(float(own_first), step, first));
+  float below = 0.f, value = wide * exp2f(fmaf(float(own_first), step, first));
   CUTE_UNROLL
   for (int i = 0; i < kOwn; ++i) {
     own[i] = number[i] * value;
@@ -110,12 +112,12 @@ CUTE_DEVICE Stretch find_stretch(Buckets const& buckets, uint32_t const* counts,
   };
   float const strong = from(least_bucket);
   int values = count(bucket), more = 0;
-  // Inside the bucket the mass changes evenly, as its neighbours and the values themselves do.
-  constexpr float kLn2 = 0.6931472f;
-  float const here = float(values), part = bucket == kLast ? mass - under : here * exp2f(fmaf(float(bucket), step, first));
+  // Inside the bucket the mass grows at an even rate, as its neighbours and the values themselves do.
+  float const here = float(values), part = bucket == kLast ? mass - under : here * wide * exp2f(fmaf(float(bucket), step, first));
   float const part_place = (left - under) / fmaxf(part, 1e-30f);
   float const slope = fmaf(step, kLn2, float(count(bucket + 1) - count(bucket - 1)) / (2.f * here));
-  float const place = fmaf(slope * 0.5f * part_place, 1.f - part_place, part_place);
+  float const place = fabsf(slope) < 0.1f ? fmaf(slope * 0.5f * part_place, 1.f - part_place, part_place)
+                                          : __logf(fmaf(part_place, __expf(fminf(slope, 20.f)) - 1.f, 1.f)) / slope;
   #pragma unroll 1
   while (values < kFew && more < kMostMore) {
     ++more;
