@@ -33,8 +33,9 @@ struct RowBracket {
   CUTE_DEVICE void take_whole() { low = 1, high = kBound; }
 
   // Takes in the sums at and above both ends, the number of the values between them, and whether all of them are listed. Returns
-  // whether the cut-off lies there, and can be found; or moves the ends. Each turn takes from what is known, every third one a half. Where
-  // ties do not fit into the lists, the next pass keeps values from them on, and of the ties the first `ties`.
+  // whether the cut-off lies there, and can be found; or moves the ends: by how close the values between them lie, and after some turns by
+  // what is known of the sums, every third time by a half. Where ties do not fit into the lists, the next pass keeps values from them on,
+  // and of the ties the first `ties`.
   CUTE_DEVICE bool learn(Known& known, uint32_t target, uint32_t sum_low, uint32_t sum_high, int found, bool listed, int turn) {
     if (decided()) return true;
     bool const above = sum_high >= target, below = !above && low > 0 && sum_low < target, inside = !above && !below;
@@ -73,11 +74,12 @@ struct RowBracket {
   // leads nowhere.
   CUTE_DEVICE bool move_by_density(CutoffSearch const& search, bool inside, bool above, uint32_t sum_low, uint32_t sum_high, int found) {
     constexpr float kMore = 8.f, kMostHalf = 40.f;  // values; a list has room for twice as many and more
-    float const between = float(sum_low - sum_high), number = float(found), span = 2.f * (float(high) - between / number);  // about their mean
-    float const gap = span / number, top = float(high), bottom = float(low);
+    float const between = float(sum_low - sum_high), number = float(found), top = float(high), bottom = float(low);
+    float const span = 2.f * (top - between / number), gap = span / number;  // as they lie about their mean
     float from, to;
     if (inside) {
-      float const centre = top - span * float(search.target - sum_high) / between, half = gap * fminf(2.f * sqrtf(number) + kMore, kMostHalf);
+      float const centre = top - span * float(search.target - sum_high) / between;
+      float const half = gap * fminf(2.f * sqrtf(number) + kMore, kMostHalf);
       from = centre - half, to = centre + half;
     } else {
       float const missing = above ? float(sum_high - search.target) / top : float(search.target - sum_low) / bottom;

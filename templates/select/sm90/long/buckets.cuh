@@ -56,8 +56,10 @@ CUTE_DEVICE Stretch find_stretch(Buckets const& buckets, uint32_t const* counts,
   constexpr int kMostMore = 16;  // buckets on either side
   constexpr float kMostStrong = 80.f;
   constexpr float kMany = 12.f;  // values of one bucket: of so many, those about the interpolated place are taken
-  // By so much the place may be wrong: five deviations of a place among so many values, or fewer where that would not fit into a list.
-  constexpr float kDeviation = 2.5f, kMostValues = 46.f, kBend = 0.01f;
+  // By so much the place may be wrong: five deviations of a place among so many values, or fewer where that would not fit into a list. Of
+  // long rows four: a third pass now and then is little beside what a CTA does in all, and listing more costs each tile.
+  constexpr int kManyColumns = 3072;
+  constexpr float kLongDeviation = 2.f, kDeviation = 2.5f, kMostValues = 46.f, kBend = 0.01f;
   constexpr float kTop = 32.f;  // values from the bracket up: so few are taken whole, since the next larger one may lie octaves above
   constexpr float kMargin = 0.15f;                   // of a bucket
   int const thread = threadIdx.x % 4, own_first = thread * kOwn;
@@ -123,7 +125,8 @@ CUTE_DEVICE Stretch find_stretch(Buckets const& buckets, uint32_t const* counts,
     ++more;
     values += count(bucket - more) + count(bucket + more);
   }
-  float const margin = fminf(kDeviation * rsqrtf(here) + kBend, kMostValues / here);  // of the bucket
+  float const deviation = columns < kManyColumns ? kDeviation : kLongDeviation;
+  float const margin = fminf(deviation * rsqrtf(here) + kBend, kMostValues / here);  // of the bucket
   bool const inside = more == 0 && here >= kMany;
   float const top = from(bucket - more);  // every lane, before any branch
   bool const endless = bucket + more >= kLast || top <= kTop;

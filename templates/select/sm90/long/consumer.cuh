@@ -1,5 +1,5 @@
-// A consumer warp group of the kernel for long rows: 64 rows of one band of a q head. The first pass over the row's keys adds up its
-// exponentials, the second tries a bracket for its cut-off; where that missed in some row of the CTA, one more pass tries another.
+// A consumer warp group of the kernel for long rows: 64 rows of one band of a q head. The first pass over the row's keys tells
+// about where its cut-off lies, the second tries a bracket for it; where that missed in some row of the CTA, one more pass tries another.
 #pragma once
 
 #include "select/sm90/long/finish.cuh"

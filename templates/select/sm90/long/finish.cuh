@@ -38,9 +38,10 @@ struct ListedRows {
   // sum_high, sum_between: of all values from the bracket's upper end on, and of those in it.
   CUTE_DEVICE void find(RowBracket const (&bracket)[kThreadRows], uint32_t const (&sum_high)[kThreadRows],
                         uint32_t const (&sum_between)[kThreadRows], Cutoff (&cutoff)[kThreadRows]) const {
-    CutoffSearch search[kThreadRows] = {begin(bracket[0], 0, sum_high[0], sum_between[0]), begin(bracket[1], 1, sum_high[1], sum_between[1])};
-    // Halved, both rows in step and without a branch: a warp takes 9 or 10 turns, of a tenth of the instructions that guesses by interpolation
-    // take, with 6 to 10 turns (lists of flat and peaked rows, simulated on the CPU).
+    CutoffSearch search[kThreadRows] = {begin(bracket[0], 0, sum_high[0], sum_between[0]),
+                                        begin(bracket[1], 1, sum_high[1], sum_between[1])};
+    // Halved, both rows in step and without a branch: a warp takes 9 or 10 turns, of a tenth of the instructions that guesses by
+    // interpolation take, with 6 to 10 turns (lists of flat and peaked rows, simulated on the CPU).
     #pragma unroll 1
     while (!__all_sync(kFullWarp, (bracket[0].decided() || search[0].single()) && (bracket[1].decided() || search[1].single()))) {
       uint32_t probe[kThreadRows], sum[kThreadRows] = {};

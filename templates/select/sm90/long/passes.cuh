@@ -38,11 +38,13 @@ CUTE_DEVICE void each_group(Tensor const& acc, First const& first, Second const&
       x[i / kThreadRows][i % kThreadRows] = first(i % kThreadRows, acc(element_of(group + i / kThreadRows, i % kThreadRows)));
     }
     CUTE_UNROLL
-    for (int i = 0; i < kGroupColumns * kThreadRows; ++i) second(group + i / kThreadRows, i % kThreadRows, x[i / kThreadRows][i % kThreadRows]);
+    for (int i = 0; i < kGroupColumns * kThreadRows; ++i) {
+      second(group + i / kThreadRows, i % kThreadRows, x[i / kThreadRows][i % kThreadRows]);
+    }
   }
 }
 
-// Of logits, in octaves.
+// Of logits in octaves, as far as they have been looked at.
 struct Moments {
   float number, mean, variance;
 
@@ -52,8 +54,9 @@ struct Moments {
   }
 };
 
-// The first pass: a row's sum of exponentials, and counts of its values. Exponents are counted from a reference point, the largest logit of
-// the row's first tile, which moves only where a later tile outgrows it by far.
+// The first pass: a row's sum of exponentials, and counts of its values, from scores of high halves: it tells where to look, and about what
+// the row adds up to. Exponents are counted from a reference point, the largest logit of the row's sample and first tile or so,
+// which moves only where a later tile outgrows it by far.
 struct RowSums {
   static constexpr float kMostSum = 0x1p60f;  // of a tile: beyond it the point moves
 
@@ -262,7 +265,8 @@ struct RowBits {
       asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(stage + bit / 4 * kFourBytes + bit % 4 * 4));
       uint32_t const place = second ? next >> 16 : next & 0xffffu;
       next += second ? 1u << 16 : 1u;
-      if (place < kListEntries) lists[first_entry + (second ? 8u * kListEntries : 0u) + place] = make_uint2(x, first_column + bit % kHalfColumns);
+      uint32_t const entry = first_entry + (second ? 8u * kListEntries : 0u) + place;
+      if (place < kListEntries) lists[entry] = make_uint2(x, first_column + bit % kHalfColumns);
       sum_between[0] += x;
       sum_between[1] += second ? x : 0u;
     }

@@ -11,15 +11,19 @@ template <class Traits>
 class LongProducts {
  public:
   CUTE_DEVICE LongProducts(typename Traits::SharedStorage& smem, int warp_group)
-      : smem_(smem), warp_group_(warp_group), q_(descriptor(smem.q) + warp_group * (Traits::kMostSlabs * kQuerySlabBytes / kUnitBytes)), k_(descriptor(smem.k)) {}
+      : smem_(smem), warp_group_(warp_group),
+        q_(descriptor(smem.q) + warp_group * (Traits::kMostSlabs * kQuerySlabBytes / kUnitBytes)), k_(descriptor(smem.k)) {}
 
   CUTE_DEVICE static auto accumulator() {
     return cute::partition_fragment_C(typename Traits::Mma{}, cute::Shape<cute::Int<kLongRows>, cute::Int<kLongColumns>>{});
   }
 
-  // Scores of a tile, to be multiplied by the powers of two that scaled both means. Small terms first, slab by slab. kWhole: or of the
-  // high halves alone, which are within kHighError of it.
-  static constexpr float kHighError = 0x1p20f;  // means are shorter than 2^15 (half_scale), and halves wrong by 2^-11 of their own
+  // Scores of the high halves alone are within so much of whole ones: means are shorter than 2^15 (half_scale), and their high halves wrong
+  // by 2^-11.
+  static constexpr float kHighError = 0x1.01p20f;
+
+  // Scores of a tile, to be multiplied by the powers of two that scaled both means: small terms first, slab by slab; or those of the high
+  // halves alone.
   template <bool kWhole, class Acc>
   CUTE_DEVICE void take(Acc& acc, int slabs) {
     using namespace cute;

@@ -50,8 +50,8 @@ struct LongTraits {
   static constexpr int kRowChunks = kSlabs * (kSlabDims / kChunkDims);  // in the slabs of a row
   static constexpr int kMostSlabs = std::max(kBandSlabs<High>, kBandSlabs<Low>);
 
-  // Warp groups share a tile of keys. Four, beside the loader's, would leave a thread 112 registers: it spills, and near its limit ptxas lays
-  // the passes out value after value, each waiting for the one before.
+  // Warp groups share a tile of keys. Four, beside the loader's, would leave a thread 112 registers: it spills, and near its limit ptxas
+  // lays the passes out value after value, each waiting for the one before.
   static constexpr int kWarpGroups = kMostSlabs <= 4 ? 3 : 2;
   static constexpr int kConsumers = 128 * kWarpGroups;
   static constexpr int kThreads = kConsumers + 128;
@@ -132,9 +132,12 @@ struct LongWork {
   CUTE_DEVICE int last_sees(LongParams const& p, int item) const {
     return p.select.num_visible(min((row_tile(p, item) + 1) * kLongRows, p.select.num_q_blocks) - 1);
   }
+  // As LongJob has it.
   CUTE_DEVICE float scale(LongParams const& p, int q_row) const {
     PreparedSums const energies(p.select, q_row, k_row);
-    return p.k_down[k_row] * logit_scale<Traits::High::kDims, Traits::Low::kDims, Traits::kHeadDim, false>(p.select, energies, band, 0, 1, q_row, k_row, 0);
+    float const scale = logit_scale<Traits::High::kDims, Traits::Low::kDims, Traits::kHeadDim, false>(p.select, energies, band, 0, 1,
+                                                                                                  q_row, k_row, 0);
+    return p.k_down[k_row] * scale;
   }
   CUTE_DEVICE int num_tiles(LongParams const& p) const { return (last_sees(p, 0) + kLongColumns - 1) / kLongColumns; }
   // The last tile that all rows see whole; 0 if there is none behind the first. What is near is often unlike what is far.
