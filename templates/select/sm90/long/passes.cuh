@@ -265,8 +265,9 @@ struct RowBits {
       asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(stage + bit / 4 * kFourBytes + bit % 4 * 4));
       uint32_t const place = second ? next >> 16 : next & 0xffffu;
       next += second ? 1u << 16 : 1u;
-      uint32_t const entry = first_entry + (second ? 8u * kListEntries : 0u) + place;
-      if (place < kListEntries) lists[entry] = make_uint2(x, first_column + bit % kHalfColumns);
+      if (place < kListEntries) {
+        lists[first_entry + (second ? 8u * kListEntries : 0u) + place] = make_uint2(x, first_column + bit % kHalfColumns);
+      }
       sum_between[0] += x;
       sum_between[1] += second ? x : 0u;
     }
