@@ -23,7 +23,7 @@ struct LongRows {
 template <class Traits>
 struct LongScratch {
   int64_t const row_tiles, tiles;
-  int64_t q_slabs, k_slabs, k_down, totals, claimed, masked, kept, lists, end = 0;
+  int64_t q_slabs, k_slabs, k_facts, totals, claimed, masked, kept, lists, end = 0;
 
   LongScratch(int64_t batch, int64_t num_q_heads, int64_t num_kv_heads, int64_t num_q_blocks, int64_t num_k_blocks)
       : row_tiles((num_q_blocks + kLongRows - 1) / kLongRows), tiles((num_k_blocks + kLongColumns - 1) / kLongColumns) {
@@ -31,7 +31,7 @@ struct LongScratch {
     int64_t const q_heads = batch * num_q_heads, kv_heads = batch * num_kv_heads;
     q_slabs = place(q_heads * row_tiles * Traits::kSlabs * kQuerySlabBytes);
     k_slabs = place(kv_heads * tiles * Traits::kSlabs * kKeySlabBytes);
-    k_down = place(kv_heads * int64_t(sizeof(float)));
+    k_facts = place(kv_heads * int64_t(sizeof(KeyFacts)));
     totals = place((q_heads + kv_heads) * kTotalsBytes);
     claimed = place(sizeof(uint32_t));
     masked = place(q_heads * row_tiles * int64_t(sizeof(uint32_t)));
@@ -68,7 +68,7 @@ void long_launch(SelectParams const& select, DLDevice device) {
   p.select = select;
   p.q_slabs = scratch + parts.q_slabs;
   p.k_slabs = scratch + parts.k_slabs;
-  p.k_down = reinterpret_cast<float*>(scratch + parts.k_down);
+  p.k_facts = reinterpret_cast<KeyFacts*>(scratch + parts.k_facts);
   p.select.q_totals = reinterpret_cast<float*>(scratch + parts.totals);
   p.select.k_totals = p.select.q_totals + int64_t(select.batch) * select.num_q_heads * kComponents;
   p.claimed = reinterpret_cast<uint32_t*>(scratch + parts.claimed);

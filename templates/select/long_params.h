@@ -27,11 +27,17 @@ constexpr int kEmitThreads = 128, kEmitRegisters = 32;
 constexpr uint32_t kMaskWarps = kBands * 4;  // that write the masks of an item, 64 rows of a q head: a warp group for each band
 constexpr int kListEntries = 96;  // values of a row's bracket, with their columns
 
+// Of a KV head's key means.
+struct KeyFacts {
+  float down;             // undoes their scaling
+  float longest[kBands];  // the longest part of one in each band, as half_length has it (traits.cuh)
+};
+
 struct LongParams {
   SelectParams select;
   unsigned char* q_slabs;  // [batch * num_q_heads][num_row_tiles][slabs of both bands]
   unsigned char* k_slabs;  // [batch * num_kv_heads][num_tiles][slabs of both bands]
-  float* k_down;           // [batch * num_kv_heads]: undoes the scaling of a head's key means
+  KeyFacts* k_facts;       // [batch * num_kv_heads]
   uint32_t* kept;          // [batch * num_q_heads][2][num_row_tiles * 64][num_tiles * 4]: bit masks of each band
   uint32_t* masked;        // [batch * num_q_heads][num_row_tiles]: warps that have written their part of an item's masks
   uint2* lists;            // [CTAs][warp groups][64][kListEntries]

@@ -52,7 +52,7 @@ struct RowBracket {
     if (!below) search.learn(high, sum_high);
     if (!above && low > 0) search.learn(low, sum_low);
     known = {search.low, search.high, search.sum_low, search.sum_high, kAllTies};
-    if (known.high <= 1) {  // all values together are less than asked: rounding of a threshold next to 1
+    if (known.high <= 1) {  // a row without mass
       decide(true);
       return false;
     }

@@ -8,7 +8,6 @@
 #include "select/sm90/long/traits.cuh"
 #include "select/sm90/scores.cuh"
 #include "shared/mbarrier.cuh"
-#include "shared/ring.cuh"
 
 namespace prism {
 
@@ -87,19 +86,22 @@ class LongConsumer {
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
       for (int i = thread_ % 4; i < Buckets::kCount; i += 4) counts(r)[i] = Buckets::kNone;
-      if (thread_ % 4 == 0) *sample(r) = {0.f, 0.f, 0.f};
       sums.place[r] = Buckets::place_of(counts(r));
     }
     __syncwarp();
     constexpr float kLeastScale = 0x1p-120f;  // of means of zeros: times the -inf of a hidden column, 0 would give NaN
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
-      float const energy = __ldg(p.q_energy + (int64_t(q_row_) * p.num_q_blocks + q_block(r)) * kComponents + kAllDims);
-      sums.scale[r] = fmaxf(half_scale(energy).down * smem_.job.items[warp_group_].scale, kLeastScale);
+      auto const& item = smem_.job.items[warp_group_];
+      float const* energies = p.q_energy + (int64_t(q_row_) * p.num_q_blocks + q_block(r)) * kComponents;
+      float const energy = __ldg(energies + kAllDims), band_energy = __ldg(energies + band_);
+      sums.scale[r] = fmaxf(half_scale(energy).down * item.scale, kLeastScale);
+      if (thread_ % 4 == 0) notes(r) = {{0.f, 0.f, 0.f}, item.error * half_length(band_energy, energy)};
     }
+    __syncwarp();
     each_tile<false>(smem_.job.sample > 0 ? -1 : 0, [&](auto const& acc, int tile) {
       using Step = RowSums::Step;
-      Moments* const samples[] = {sample(0), sample(1)};
+      Moments* const samples[] = {&notes(0).sample, &notes(1).sample};
       sums.add(acc, tile < 0 ? Step::kSample : tile == 0 ? Step::kFirst : Step::kOther, samples);
     });
     __syncwarp();
@@ -114,8 +116,8 @@ class LongConsumer {
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
       bits.scale[r] = sums.scale[r];
-      // Mass is that of the first pass's scores: no row's values add up to more than 1.
-      float const unit = __log2f(float(kFixedOne)) - __log2f(mass[r]) - LongProducts<Traits>::kHighError * sums.scale[r];
+      // Mass is that of the first pass's scores: so no row's values add up to more than 1.
+      float const unit = __log2f(float(kFixedOne)) - __log2f(mass[r]) - notes(r).error;
       bits.shift[r] = unit - sums.reference[r];
       // A mass of 1 or more (or NaN) keeps all, and so does a row of NaN.
       if (!is_row(r) || !(rule.threshold > 0.f && rule.threshold < 1.f) || !(mass[r] > 0.f && mass[r] < INFINITY)) {
@@ -264,7 +266,13 @@ class LongConsumer {
 
   CUTE_DEVICE RowBracket::Known& known(int r) const { return smem_.known[warp_group_][row_of(r) - first_row_]; }  // registers are short
   CUTE_DEVICE uint32_t* counts(int r) const { return smem_.counts[warp_group_][row_of(r) - first_row_]; }
-  CUTE_DEVICE Moments* sample(int r) const { return reinterpret_cast<Moments*>(counts(r) + Buckets::kCount); }  // behind them
+  // Behind a row's counts.
+  struct RowNotes {
+    Moments sample;
+    float error;  // in octaves, of a score of the first pass
+  };
+  static_assert(sizeof(RowNotes) <= (Buckets::kStride - Buckets::kCount) * sizeof(uint32_t));
+  CUTE_DEVICE RowNotes& notes(int r) const { return *reinterpret_cast<RowNotes*>(counts(r) + Buckets::kCount); }
   CUTE_DEVICE uint32_t* warp_counts() const { return smem_.counts[warp_group_][thread_ / kWarpSize * 16]; }
   CUTE_DEVICE int cta_warp_group() const { return int(blockIdx.x) * Traits::kWarpGroups + warp_group_; }
   // Where a row's list begins among all CTAs', of kMostLongCtas * 3 * 64 rows at most.

@@ -29,8 +29,10 @@ class LongLoader {
         threshold[item] = __ldg(params_.select.thresholds + q_row % params_.select.num_q_heads * kBands + work.band);
         scale[item] = work.scale(params_, q_row);
       }
+      KeyFacts const& facts = params_.k_facts[work.k_row];
+      float const down = facts.down, error = kHighError * facts.longest[work.band];
       wait_at(smem_.q_empty, q_ring_.phase ^ 1);
-      tell(work, threshold, scale);
+      tell(work, threshold, scale, down, error);
       load_queries(work);
       q_ring_.advance();
       if (int const sample = work.sample(params_); sample > 0) load_keys(work, sample, sample + 1);
@@ -52,7 +54,9 @@ class LongLoader {
   }
 
  private:
-  CUTE_DEVICE void tell(Work const& work, float const (&threshold)[Traits::kWarpGroups], float const (&scale)[Traits::kWarpGroups]) {
+  // threshold, scale: of the items' q heads. down, error: of the KV head, the error relative to a logit's scale.
+  CUTE_DEVICE void tell(Work const& work, float const (&threshold)[Traits::kWarpGroups], float const (&scale)[Traits::kWarpGroups],
+                        float down, float error) {
     auto& job = smem_.job;
     job.band = work.band;
     job.k_row = work.k_row;
@@ -63,7 +67,7 @@ class LongLoader {
     for (int group = 0; group < Traits::kWarpGroups; ++group) {
       int const item = min(group, work.num_items - 1);
       job.items[group] = {work.q_row(params_, item), work.row_tile(params_, item) * kLongRows, work.first_sees(params_, item),
-                          work.last_sees(params_, item), threshold[group], scale[group]};
+                          work.last_sees(params_, item), threshold[group], scale[group] * down, scale[group] * error};
     }
   }
 

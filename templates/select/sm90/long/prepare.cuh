@@ -53,19 +53,31 @@ CUTE_DEVICE void prepare_slabs(unsigned char* slabs, int heads, int rows, int ct
   }
 }
 
-// The largest energy of a head's blocks, all dims. Scaled by it, means that are 2^16 times shorter still have all their bits.
-CUTE_DEVICE float most_energy(float const* energy, int blocks) {
+// The largest energies of a head's blocks. Means scaled by the largest of all dims keep all their bits where they are 2^16 times shorter.
+struct MostEnergy {
+  float of[kComponents];
+};
+
+CUTE_DEVICE MostEnergy most_energy(float const* energy, int blocks) {
   constexpr int kWarps = kPrepareThreads / kWarpSize;
-  __shared__ float parts[kWarps];
-  float most = 0.f;
+  __shared__ MostEnergy parts[kWarps];
+  MostEnergy most{};
   #pragma unroll 4
-  for (int block = threadIdx.x; block < blocks; block += kPrepareThreads) most = fmaxf(most, energy[block * kComponents + kAllDims]);
-  most = warp_max(most);
-  if (threadIdx.x % kWarpSize == 0) parts[threadIdx.x / kWarpSize] = most;
-  __syncthreads();
-  most = 0.f;
+  for (int block = threadIdx.x; block < blocks; block += kPrepareThreads) {
+    CUTE_UNROLL
+    for (int c = 0; c < kComponents; ++c) most.of[c] = fmaxf(most.of[c], energy[block * kComponents + c]);
+  }
   CUTE_UNROLL
-  for (int warp = 0; warp < kWarps; ++warp) most = fmaxf(most, parts[warp]);
+  for (int c = 0; c < kComponents; ++c) {
+    most.of[c] = warp_max(most.of[c]);
+    if (threadIdx.x % kWarpSize == 0) parts[threadIdx.x / kWarpSize].of[c] = most.of[c];
+  }
+  __syncthreads();
+  CUTE_UNROLL
+  for (int warp = 0; warp < kWarps; ++warp) {
+    CUTE_UNROLL
+    for (int c = 0; c < kComponents; ++c) most.of[c] = fmaxf(most.of[c], parts[warp].of[c]);
+  }
   return most;
 }
 
@@ -82,15 +94,18 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_long_kernel(LongParam
   auto const q_energy = [&](int head) { return p.q_energy + int64_t(first_q_row + head) * p.num_q_blocks * kComponents; };
   if (head < 0) {
     prepare_total(k_energy, p.num_k_blocks, p.k_totals + k_row * kComponents);
-    float const most = most_energy(k_energy, p.num_k_blocks);
-    if (threadIdx.x == 0) params.k_down[k_row] = half_scale(most).down;
+    MostEnergy const most = most_energy(k_energy, p.num_k_blocks);
+    if (threadIdx.x == 0) {
+      auto const longest = [&](int band) { return half_length(most.of[band], most.of[kAllDims]); };
+      params.k_facts[k_row] = {half_scale(most.of[kAllDims]).down, {longest(0), longest(1)}};
+    }
     if (threadIdx.x == 0 && k_row == 0) *params.claimed = 0;
     uint32_t* const masked = params.masked_of(first_q_row, 0);
     for (int i = threadIdx.x; i < heads * params.num_row_tiles; i += kPrepareThreads) masked[i] = 0;
   } else if (head < heads) {
     prepare_total(q_energy(head), p.num_q_blocks, p.q_totals + (first_q_row + head) * kComponents);
   } else if (query_slice < 0) {
-    float const most = most_energy(k_energy, p.num_k_blocks);
+    float const most = most_energy(k_energy, p.num_k_blocks).of[kAllDims];
     float const* const mean = p.k_mean + int64_t(k_row) * p.k_capacity * Traits::kHeadDim;
     prepare_slabs<Traits, kKeySlabBytes, kLongColumns>(
         params.k_slabs + int64_t(k_row) * params.num_tiles * Traits::kSlabs * kKeySlabBytes, 1, p.num_k_blocks, key_slice, kKeySlices,

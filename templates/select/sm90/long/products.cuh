@@ -11,16 +11,11 @@ template <class Traits>
 class LongProducts {
  public:
   CUTE_DEVICE LongProducts(typename Traits::SharedStorage& smem, int warp_group)
-      : smem_(smem), warp_group_(warp_group),
-        q_(descriptor(smem.q) + warp_group * (Traits::kMostSlabs * kQuerySlabBytes / kUnitBytes)), k_(descriptor(smem.k)) {}
+      : smem_(smem), q_(descriptor(smem.q) + warp_group * (Traits::kMostSlabs * kQuerySlabBytes / kUnitBytes)), k_(descriptor(smem.k)) {}
 
   CUTE_DEVICE static auto accumulator() {
     return cute::partition_fragment_C(typename Traits::Mma{}, cute::Shape<cute::Int<kLongRows>, cute::Int<kLongColumns>>{});
   }
-
-  // Scores of the high halves alone are within so much of whole ones: means are shorter than 2^15 (half_scale), and their high halves wrong
-  // by 2^-11.
-  static constexpr float kHighError = 0x1.01p20f;
 
   // Scores of a tile, to be multiplied by the powers of two that scaled both means: small terms first, slab by slab; or those of the high
   // halves alone.
@@ -80,7 +75,6 @@ class LongProducts {
   CUTE_DEVICE static uint32_t descriptor(void const* slab) { return cute::cast_smem_ptr_to_uint(slab) / kUnitBytes | 1u << 16; }
 
   typename Traits::SharedStorage& smem_;
-  int const warp_group_;
   uint32_t const q_, k_;  // lower halves: of the warp group's first slab, and of slot 0
   typename Traits::Mma mma_;
   Ring<Traits::kSlots> k_ring_;

@@ -24,12 +24,18 @@ CUTE_HOST_DEVICE constexpr int place_in_tile(int column) {
   return index / 2 * 8 + owner * 2 + index % 2;
 }
 
+// Scores of high halves alone are wrong by less than kHighError of the product of both means' half_length: each high half by 2^-11 of its
+// value, and those that fp16 has fewer bits for, together, by 2^-35 of the mean's length. energy: of all dims; of keys the head's largest.
+constexpr float kHighError = 0x1.01p-10f;
+CUTE_DEVICE float half_length(float band_energy, float energy) { return sqrtf(band_energy) + 0x1p-24f * sqrtf(energy); }
+
 // A CTA's work as its loader tells the others: what takes divisions to find out.
 template <int kWarpGroups>
 struct LongJob {
   struct Item {
     int q_row, first_row, first_sees, last_sees;  // rows of a tile see first_sees to last_sees columns
     float threshold, scale;  // scale: from a product of scaled means to a logit in octaves, but for the scaling of the row's mean
+    float error;             // of a logit in the first pass, times the half_length of the row's mean
   };
   int band, k_row, num_items, num_tiles;  // num_items 0: there is no more work
   int sample;  // a tile that the first pass sees before all others too, or 0
@@ -66,7 +72,7 @@ struct LongTraits {
   }
 
   static constexpr int64_t kPassesBytes = kSmBytes - 2 * kCtaBytes;  // beside a CTA that asks for none
-  static constexpr int kMetadataBytes = 4096;  // barriers, and what is known of rows
+  static constexpr int kMetadataBytes = 5120;  // barriers, and what is known of rows
   static constexpr int kQueryBytes = kWarpGroups * kMostSlabs * kQuerySlabBytes;
   static constexpr int kCountBytes = kWarpGroups * kLongRows * Buckets::kStride * int(sizeof(uint32_t));
   static constexpr int kSlots = std::min(int(kPassesBytes - kMetadataBytes - kQueryBytes - kCountBytes) / kKeySlabBytes, 8);
@@ -86,7 +92,7 @@ struct LongTraits {
   struct SharedStorage {
     alignas(1024) Element q[cute::cosize_v<LayoutQ>];
     alignas(1024) Element k[cute::cosize_v<LayoutK>];
-    alignas(16) uint32_t counts[kWarpGroups][kLongRows][Buckets::kStride];  // then the warps' values of half a tile, then of lists
+    alignas(16) uint32_t counts[kWarpGroups][kLongRows][Buckets::kStride];  // with RowNotes behind them, then the warps' values of half a tile, then of lists
     RowBracket::Known known[kWarpGroups][kLongRows];
     TransactionBarrier q_full;
     TransactionBarrier k_full[kSlots];
@@ -132,12 +138,10 @@ struct LongWork {
   CUTE_DEVICE int last_sees(LongParams const& p, int item) const {
     return p.select.num_visible(min((row_tile(p, item) + 1) * kLongRows, p.select.num_q_blocks) - 1);
   }
-  // As LongJob has it.
+  // From a product of means to a logit in octaves.
   CUTE_DEVICE float scale(LongParams const& p, int q_row) const {
     PreparedSums const energies(p.select, q_row, k_row);
-    float const scale = logit_scale<Traits::High::kDims, Traits::Low::kDims, Traits::kHeadDim, false>(p.select, energies, band, 0, 1,
-                                                                                                  q_row, k_row, 0);
-    return p.k_down[k_row] * scale;
+    return logit_scale<Traits::High::kDims, Traits::Low::kDims, Traits::kHeadDim, false>(p.select, energies, band, 0, 1, q_row, k_row, 0);
   }
   CUTE_DEVICE int num_tiles(LongParams const& p) const { return (last_sees(p, 0) + kLongColumns - 1) / kLongColumns; }
   // The last tile that all rows see whole; 0 if there is none behind the first. What is near is often unlike what is far.
