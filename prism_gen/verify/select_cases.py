@@ -14,8 +14,10 @@ from torch import Tensor
 from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.rules import PAPER_RULES, SelectRules
 
-Scores = Literal["flat", "peaked", "ties", "zero"]
-SCORES: tuple[Scores, ...] = ("flat", "peaked", "ties", "zero")
+# "weak": the high band a twentieth of the low one, and one key block four times as long as the others; "low": nothing
+# in the high band.
+Scores = Literal["flat", "peaked", "ties", "zero", "weak", "low"]
+SCORES: tuple[Scores, ...] = ("flat", "peaked", "ties", "zero", "weak", "low")
 PEAKED_RANK = 6  # directions that blocks share: makes a few keys matter to each query block
 
 
@@ -79,6 +81,10 @@ class SelectCase:
                 mean = mean[:, :, :1].expand_as(mean).contiguous()
             if self.scores == "zero":
                 mean = torch.zeros_like(mean)
+            if self.scores in ("weak", "low"):
+                high = torch.arange(head_dim, device=device) % (head_dim // 2) < head_dim // 4  # of half-split pairs
+                mean = torch.where(high, mean * (0.05 if self.scores == "weak" else 0.0), mean)
+                mean[:, :, blocks // 2] *= 4.0
             means.append(mean)
         return means[0], means[1]
 
@@ -142,7 +148,7 @@ SELECT_CASES = (
     ),
     SelectCase(300, 1 << 19, 64, 64, num_q_heads=2, num_kv_heads=1),
     SelectCase(129, 1 << 20, 64, 64, num_q_heads=3, num_kv_heads=1, scores="flat"),
-    # A threshold that the rounded probabilities together do not reach: all is kept.
+    # A threshold so near 1 that each of many equal masses is needed for its share.
     SelectCase(65, 89_600, 64, 64, scores="zero", threshold=0.9999999),
     # Under other rules rows of 8192 key blocks fill shared memory, rows of 16384 take the scratch path; under the
     # paper's, rows of more than 65535.
