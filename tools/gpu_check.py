@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,16 @@ def choose_device(options: Options) -> torch.device:
     return torch.device("cuda", 0)
 
 
+def report_nothing(options: Options, kernels: list[Kernel], report: Report) -> None:
+    """What a section that had nothing to do says: a failure where no kernel at all has the name asked for."""
+    if kernels:
+        report.add("kernels", "any", show=True, skipped=f"no kernel named {options.only!r} here")
+        return
+    names = sorted(kernel.name for kernel in load_kernels(replace(options, only="")))
+    problem = f"no kernel named {options.only!r}; there are: {', '.join(names) or 'none'}"
+    report.add("kernels", "any", ok=False, show=True, problems=[problem])
+
+
 def run_section(options: Options, arguments: list[str]) -> int:
     """The worker: one section in this process. Returns the number of failures."""
     section = options.worker
@@ -96,8 +107,7 @@ def run_section(options: Options, arguments: list[str]) -> int:
     except DeviceLostError as lost:
         print(f"  {section}: given up, the device is lost: {lost}", flush=True)
     if not report.written:
-        nothing = {"skipped": f"no kernel named {options.only!r} here"} if options.only else {"problems": ["no kernel"]}
-        report.add("kernels", "any", ok=None if options.only else False, show=True, **nothing)
+        report_nothing(options, kernels, report)
     return report.failed
 
 

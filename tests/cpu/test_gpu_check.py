@@ -84,10 +84,12 @@ def test_a_section_that_crashes_fails(tmp_path: Path, monkeypatch: pytest.Monkey
     assert record["problems"][0].startswith("ended with status 1")
 
 
-def test_a_name_that_no_kernel_has_is_said_and_not_a_pass(tmp_path: Path) -> None:
-    _, records, _ = run_script(tmp_path / "o.jsonl", "--sections", "numerics", "--only", "d512")
-    assert "d512" in records[1]["skipped"]
-    assert not any(record.get("ok") for record in records if record["what"] != "section")
+def test_a_name_that_no_kernel_has_fails_and_names_those_there_are(tmp_path: Path) -> None:
+    status, records, _ = run_script(tmp_path / "o.jsonl", "--sections", "numerics", "--only", "d512")
+    assert status == 1
+    (problem,) = records[1]["problems"]
+    assert "d512" in problem
+    assert "attend-" in problem
 
 
 def test_defaults_and_lists_of_the_command_line() -> None:
