@@ -38,7 +38,7 @@ struct LongParams {
   unsigned char* q_slabs;  // [batch * num_q_heads][num_row_tiles][slabs of both bands]
   unsigned char* k_slabs;  // [batch * num_kv_heads][num_tiles][slabs of both bands]
   KeyFacts* k_facts;       // [batch * num_kv_heads]
-  uint32_t* kept;          // [batch * num_q_heads][2][num_row_tiles * 64][num_tiles * 4]: bit masks of each band
+  uint32_t* kept;          // [batch * num_q_heads][kBands][num_row_tiles * 64][num_tiles * 4]: bit masks
   uint32_t* masked;        // [batch * num_q_heads][num_row_tiles]: warps that have written their part of an item's masks
   uint2* lists;            // [CTAs][warp groups][64][kListEntries]
   uint32_t* claimed;       // works that CTAs have taken beyond their first
@@ -48,7 +48,7 @@ struct LongParams {
   CUTE_HOST_DEVICE uint32_t* masked_of(int q_row, int row_tile) const { return masked + int64_t(q_row) * num_row_tiles + row_tile; }
   CUTE_HOST_DEVICE uint32_t* kept_row(int q_row, int band, int q_block) const {
     int64_t const rows = int64_t(num_row_tiles) * kLongRows;
-    return kept + ((int64_t(q_row) * 2 + band) * rows + q_block) * num_tiles * kTileWords;
+    return kept + ((int64_t(q_row) * kBands + band) * rows + q_block) * num_tiles * kTileWords;
   }
 };
 

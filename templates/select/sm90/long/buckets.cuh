@@ -21,7 +21,8 @@ CUTE_DEVICE float quad_max(float x) {
 struct Buckets {
   static constexpr int kCount = 64;
   static constexpr uint32_t kNone = 0x4b000000u;  // of 2^23: the next bits are those of 2^23 + 1
-  static constexpr int kStride = kCount + 4;  // words from row to row: rows fall into different banks, and are read 16 bytes at once
+  // Words from row to row: rows fall into different banks, are read 16 bytes at once, and have room for RowNotes.
+  static constexpr int kStride = kCount + 4;
   // Of the deviation of a row's sample, about its mean: what is to be resolved. The cut-off lies above the mean in rows of few strong
   // columns, below it in even ones. A row of equal values has a deviation of 0.
   static constexpr float kBelow = 2.5f, kAbove = 3.5f, kLeastDeviation = 0x1p-14f;

@@ -32,8 +32,8 @@ CUTE_DEVICE void store_chunk(unsigned char* slab, int place, int chunk, uint4 co
 // rows, one behind the other. mean_of(head): of its first row. energy_of(head, row): what the row's halves are scaled by.
 // place_of(row): where it goes in its tile.
 template <class Traits, int kSlabBytes, int kTileRows, class MeanOf, class EnergyOf, class PlaceOf>
-CUTE_DEVICE void prepare_slabs(unsigned char* slabs, int heads, int rows, int cta, int ctas, MeanOf const& mean_of, EnergyOf const& energy_of,
-                               PlaceOf const& place_of) {
+CUTE_DEVICE void prepare_slabs(unsigned char* slabs, int heads, int rows, int cta, int ctas, MeanOf const& mean_of,
+                               EnergyOf const& energy_of, PlaceOf const& place_of) {
   constexpr int kSlabChunks = kSlabDims / kChunkDims, kRowChunks = Traits::kRowChunks;
   constexpr int kHighChunks = Traits::template kBandSlabs<typename Traits::High> * kSlabChunks;
   int const head_tiles = (rows + kTileRows - 1) / kTileRows;

@@ -92,7 +92,8 @@ struct LongTraits {
   struct SharedStorage {
     alignas(1024) Element q[cute::cosize_v<LayoutQ>];
     alignas(1024) Element k[cute::cosize_v<LayoutK>];
-    alignas(16) uint32_t counts[kWarpGroups][kLongRows][Buckets::kStride];  // with RowNotes behind them, then the warps' values of half a tile, then of lists
+    // With RowNotes behind each row's; then the warps' values of half a tile, then of lists.
+    alignas(16) uint32_t counts[kWarpGroups][kLongRows][Buckets::kStride];
     RowBracket::Known known[kWarpGroups][kLongRows];
     TransactionBarrier q_full;
     TransactionBarrier k_full[kSlots];
@@ -118,12 +119,12 @@ struct LongWork {
   // and both bands side by side.
   CUTE_HOST_DEVICE static int items(LongParams const& p) { return p.select.num_q_heads / p.select.num_kv_heads * p.num_row_tiles; }
   CUTE_HOST_DEVICE static int count(LongParams const& p) {
-    return (items(p) + Traits::kWarpGroups - 1) / Traits::kWarpGroups * p.select.batch * p.select.num_kv_heads * 2;
+    return (items(p) + Traits::kWarpGroups - 1) / Traits::kWarpGroups * p.select.batch * p.select.num_kv_heads * kBands;
   }
 
   CUTE_DEVICE static LongWork at(LongParams const& p, int index) {
-    int const side = p.select.batch * p.select.num_kv_heads * 2, first = index / side * Traits::kWarpGroups;
-    return {1 - index % side % 2, index % side / 2, min(Traits::kWarpGroups, items(p) - first), first};
+    int const side = p.select.batch * p.select.num_kv_heads * kBands, first = index / side * Traits::kWarpGroups;
+    return {kBands - 1 - index % side % kBands, index % side / kBands, min(Traits::kWarpGroups, items(p) - first), first};
   }
 
   CUTE_DEVICE int q_row(LongParams const& p, int item) const {
