@@ -45,13 +45,15 @@ struct CutoffSearch {
 
   // Takes in the sum of all values >= probe.
   CUTE_HOST_DEVICE void learn(uint32_t probe, uint32_t sum) {
-    if (sum >= target) {
-      low = probe;
-      sum_low = sum;
-    } else {
-      high = probe;
-      sum_high = sum;
-    }
+    learn_low(probe, sum);
+    learn_high(probe, sum);
+  }
+  // The same of several probes: the lower end from the least one on, the upper end from the largest one on.
+  CUTE_HOST_DEVICE void learn_low(uint32_t probe, uint32_t sum) {
+    if (sum >= target) low = probe, sum_low = sum;
+  }
+  CUTE_HOST_DEVICE void learn_high(uint32_t probe, uint32_t sum) {
+    if (sum < target) high = probe, sum_high = sum;
   }
 
   // Whether the cut-off is known: one value is left, or several equal ones.

@@ -1,5 +1,5 @@
 // How many values of a row lie where, by their logarithm: counts in shared memory that the first pass fills, and the stretch of buckets
-// in which the cut-off is to be sought. They only guide. Four threads, a quad, share a row.
+// in which the cut-off is to be sought. They only guide. Four threads, a quad, share two rows.
 #pragma once
 
 #include "select/sm90/cut.cuh"
@@ -15,6 +15,18 @@ CUTE_DEVICE float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, 1));
   return fmaxf(x, __shfl_xor_sync(kFullWarp, x, 2));
 }
+
+// What is to be found out about a row is done by two threads of its quad, one beside the other: a thread's own row is the first or the
+// second of the two that it has columns of.
+constexpr int kOwners = 2;  // of a row
+CUTE_DEVICE int own_row() { return int(threadIdx.x) % 2; }
+CUTE_DEVICE int owner() { return int(threadIdx.x) / 2 % kOwners; }
+template <class T>
+CUTE_DEVICE T of_other_owner(T x) { return __shfl_xor_sync(kFullWarp, x, 2); }
+template <class T>
+CUTE_DEVICE T row_sum(T x) { return x + of_other_owner(x); }
+template <class T>
+CUTE_DEVICE T own(T const (&of_rows)[2]) { return own_row() == 0 ? of_rows[0] : of_rows[1]; }
 
 // Bucket b holds what is nearest to first + b * step, in octaves; the outer ones also what lies beyond. Counts are the bits of floats, from
 // kNone on.
@@ -49,10 +61,10 @@ struct Stretch {
   float low, high;
 };
 
-// Where the values from the largest down add up to `threshold` of `mass`, the sum of exp2 of all `columns`. counts: of the row; hidden:
+// Where the values from the largest down add up to `threshold` of `mass`, the sum of exp2 of all `columns`. counts: of the own row; hidden:
 // columns that were counted in the first bucket and are none.
 CUTE_DEVICE Stretch find_stretch(Buckets const& buckets, uint32_t const* counts, int columns, int hidden, float mass, float threshold) {
-  constexpr int kLast = Buckets::kCount - 1, kOwn = Buckets::kCount / 4;  // buckets of a thread
+  constexpr int kLast = Buckets::kCount - 1, kOwn = Buckets::kCount / kOwners;  // buckets of a thread
   constexpr int kFew = 12;      // values: a stretch of fewer grows, since the mass of few values is not known well
   constexpr int kMostMore = 16;  // buckets on either side
   constexpr float kMostStrong = 80.f;
@@ -63,7 +75,7 @@ CUTE_DEVICE Stretch find_stretch(Buckets const& buckets, uint32_t const* counts,
   constexpr float kLongDeviation = 2.f, kDeviation = 2.5f, kMostValues = 46.f, kBend = 0.01f;
   constexpr float kTop = 32.f;  // values from the bracket up: so few are taken whole, since the next larger one may lie octaves above
   constexpr float kMargin = 0.15f;                   // of a bucket
-  int const thread = threadIdx.x % 4, own_first = thread * kOwn;
+  int const own_first = owner() * kOwn;
   // Values of bucket b are 2^(first + b * step) on average, and by `wide` more since they are spread over the bucket. The values below the
   // cut-off add up to what is not kept, so it is at least their mean.
   constexpr float kLn2 = 0.6931472f;
@@ -78,21 +90,17 @@ CUTE_DEVICE Stretch find_stretch(Buckets const& buckets, uint32_t const* counts,
     number[four] = Buckets::number(x.x), number[four + 1] = Buckets::number(x.y);
     number[four + 2] = Buckets::number(x.z), number[four + 3] = Buckets::number(x.w);
   }
-  if (thread == 0) number[0] -= float(hidden);
+  if (owner() == 0) number[0] -= float(hidden);
   float below = 0.f, value = wide * exp2f(fmaf(float(own_first), step, first));
   CUTE_UNROLL
   for (int i = 0; i < kOwn; ++i) {
     own[i] = number[i] * value;
     value *= ratio;
-    if (i + 1 == kOwn && thread == 3) own[i] = 0.f;  // of the last bucket it is known only that it has the rest
+    if (i + 1 == kOwn && owner() + 1 == kOwners) own[i] = 0.f;  // of the last bucket it is known only that it has the rest
     below += own[i];
   }
-  float end = below;  // up to this thread's buckets, and then from one to the next
-  float const from_one = __shfl_up_sync(kFullWarp, end, 1, 4);
-  if (thread >= 1) end += from_one;
-  float const from_two = __shfl_up_sync(kFullWarp, end, 2, 4);
-  if (thread >= 2) end += from_two;
-  end -= below;
+  float const before = of_other_owner(below);
+  float end = owner() == 0 ? 0.f : before;  // up to this thread's buckets, and then from one to the next
   // The bucket in which the mass from below passes what is not kept; if none does it is the last.
   int passed = 0;
   float under = 0.f;
@@ -101,14 +109,14 @@ CUTE_DEVICE Stretch find_stretch(Buckets const& buckets, uint32_t const* counts,
     end += own[i];
     if (end <= left) ++passed, under = end;
   }
-  int const bucket = min(quad_sum(passed), kLast);
-  under = quad_max(under);
+  int const bucket = min(row_sum(passed), kLast);
+  under = fmaxf(under, of_other_owner(under));
   // How many values there are from a bucket up.
   auto const from = [&](int place) {
     float sum = 0.f;
     CUTE_UNROLL
     for (int i = 0; i < kOwn; ++i) sum += i >= place - own_first ? number[i] : 0.f;
-    return quad_sum(sum);
+    return row_sum(sum);
   };
   auto const count = [&](int place) {
     return place < 0 || place > kLast ? 0 : int(counts[place] - Buckets::kNone) - (place == 0 ? hidden : 0);

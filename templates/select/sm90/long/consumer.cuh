@@ -49,43 +49,57 @@ class LongConsumer {
     for (int r = 0; r < kThreadRows; ++r) sees_[r] = is_row(r) ? p.num_visible(row_of(r)) : 0;
     CutRule const rule(CutKind::kTopP, item.threshold);
 
-    RowBracket bracket[kThreadRows];
+    RowBracket bracket;  // of the own row
     RowBits bits;
     first_pass(rule, bracket, bits);
     bool trims = false;
     #pragma unroll 1
     for (int turn = 1;; ++turn) {
       bits_pass(bracket, trims, bits);
-      bool again = false;
       CUTE_UNROLL
       for (int r = 0; r < kThreadRows; ++r) {
         bits.sum_high[r] = quad_sum(bits.sum_high[r]);
         bits.sum_between[r] = quad_sum(bits.sum_between[r]);
         bits.total[r] = quad_sum(bits.total[r]);
-        uint32_t const sum_low = bits.sum_high[r] + bits.sum_between[r], target = share_of(bits.total[r], rule.threshold);
-        RowBracket::Known now;
-        if (turn > 1) now = known(r);
-        __syncwarp();
-        again |= !bracket[r].learn(now, target, sum_low, bits.sum_high[r], bits.found_of(r), bits.found_of(r) <= kListEntries, turn);
-        if (thread_ % 4 == 0) known(r) = now;
-        __syncwarp();
-        trims |= now.ties != kAllTies;
       }
-      trims = __any_sync(kFullWarp, trims);
-      if (!tell_verdict(again && !idle())) break;
+      uint32_t const sum_high = own(bits.sum_high), sum_low = sum_high + own(bits.sum_between);
+      int const found = bits.found_of(own_row());
+      RowBracket::Known now;
+      if (turn > 1) now = known(own_row());
+      __syncwarp();
+      bool const again = !bracket.learn(now, share_of(own(bits.total), rule.threshold), sum_low, sum_high, found, found <= kListEntries, turn);
+      if (owner() == 0) known(own_row()) = now;
+      __syncwarp();
+      trims = __any_sync(kFullWarp, trims || now.ties != kAllTies);
+      uint32_t const verdict = job.verdicts + turn;
+      tell_verdict(verdict, again && !idle());
+      ListedRow row;  // on its way while the other warps come here
+      row.load(params_.lists + first_entry(own_row()), again || bracket.decided() || idle() ? 0 : found, warp_counts() + lane());
+      if (hear_verdict(verdict)) continue;
+      arrive_at(smem_.q_empty);  // every thread for itself: it has read the job
+      if (!idle()) finish(rule, bracket, bits, row);
+      break;
     }
-    arrive_at(smem_.q_empty);  // every thread for itself: it has read the job
-    if (!idle()) finish(rule, bracket, bits);
   }
 
-  CUTE_DEVICE void first_pass(CutRule const& rule, RowBracket (&bracket)[kThreadRows], RowBits& bits) {
+  CUTE_DEVICE void first_pass(CutRule const& rule, RowBracket& bracket, RowBits& bits) {
     SelectParams const& p = params_.select;
+    float energy[kThreadRows], band_energy[kThreadRows];  // on their way while counts are cleared
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) {
+      float const* energies = p.q_energy + (int64_t(q_row_) * p.num_q_blocks + q_block(r)) * kComponents;
+      energy[r] = __ldg(energies + kAllDims), band_energy[r] = __ldg(energies + band_);
+    }
     RowSums sums;
     sums.start();
     __syncwarp();  // the counts of the item before have been read
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
-      for (int i = thread_ % 4; i < Buckets::kCount; i += 4) counts(r)[i] = Buckets::kNone;
+      CUTE_UNROLL
+      for (int i = 0; i < Buckets::kCount; i += 16) {
+        auto& four = reinterpret_cast<uint4&>(counts(r)[i + thread_ % 4 * 4]);
+        four = make_uint4(Buckets::kNone, Buckets::kNone, Buckets::kNone, Buckets::kNone);
+      }
       sums.place[r] = Buckets::place_of(counts(r));
     }
     __syncwarp();
@@ -93,10 +107,8 @@ class LongConsumer {
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
       auto const& item = smem_.job.items[warp_group_];
-      float const* energies = p.q_energy + (int64_t(q_row_) * p.num_q_blocks + q_block(r)) * kComponents;
-      float const energy = __ldg(energies + kAllDims), band_energy = __ldg(energies + band_);
-      sums.scale[r] = fmaxf(half_scale(energy).down * item.scale, kLeastScale);
-      if (thread_ % 4 == 0) notes(r) = {{0.f, 0.f, 0.f}, item.error * half_length(band_energy, energy)};
+      sums.scale[r] = fmaxf(half_scale(energy[r]).down * item.scale, kLeastScale);
+      if (thread_ % 4 == 0) notes(r) = {{0.f, 0.f, 0.f}, item.error * half_length(band_energy[r], energy[r])};
     }
     __syncwarp();
     each_tile<false>(smem_.job.sample > 0 ? -1 : 0, [&](auto const& acc, int tile) {
@@ -106,39 +118,42 @@ class LongConsumer {
     });
     __syncwarp();
     int const counted = (last_sees_ + kLongColumns - 1) / kLongColumns * kLongColumns;
-    float mass[kThreadRows];
-    Stretch stretch[kThreadRows];
-    CUTE_UNROLL
-    for (int r = 0; r < kThreadRows; ++r) {  // every lane, before any branch
-      mass[r] = quad_sum(sums.total[r]);
-      stretch[r] = find_stretch(sums.buckets[r], counts(r), sees_[r], counted - sees_[r], mass[r], rule.threshold);
-    }
+    float masses[kThreadRows], units[kThreadRows];
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
-      bits.scale[r] = sums.scale[r];
+      masses[r] = quad_sum(sums.total[r]);
       // Mass is that of the first pass's scores: so no row's values add up to more than 1.
-      float const unit = __log2f(float(kFixedOne)) - __log2f(mass[r]) - notes(r).error;
-      bits.shift[r] = unit - sums.reference[r];
-      // A mass of 1 or more (or NaN) keeps all, and so does a row of NaN.
-      if (!is_row(r) || !(rule.threshold > 0.f && rule.threshold < 1.f) || !(mass[r] > 0.f && mass[r] < INFINITY)) {
-        bracket[r].decide(!(rule.threshold <= 0.f));
-      } else if (sees_[r] <= kListEntries) {
-        bracket[r].take_whole();
-      } else {
-        bracket[r].guess(stretch[r], unit);
-      }
+      units[r] = __log2f(float(kFixedOne)) - __log2f(masses[r]) - notes(r).error;
+      bits.scale[r] = sums.scale[r];
+      bits.shift[r] = units[r] - sums.reference[r];
+    }
+    Buckets const buckets{own_row() == 0 ? sums.buckets[0].slope : sums.buckets[1].slope,
+                          own_row() == 0 ? sums.buckets[0].offset : sums.buckets[1].offset};
+    int const sees = own(sees_);
+    float const mass = own(masses);
+    Stretch const stretch = find_stretch(buckets, counts(own_row()), sees, counted - sees, mass, rule.threshold);  // every lane
+    // A threshold of 1 or more (or NaN) keeps all, and so does a row of NaN.
+    if (!is_row(own_row()) || !(rule.threshold > 0.f && rule.threshold < 1.f) || !(mass > 0.f && mass < INFINITY)) {
+      bracket.decide(!(rule.threshold <= 0.f));
+    } else if (sees <= kListEntries) {
+      bracket.take_whole();
+    } else {
+      bracket.guess(stretch, own(units));
     }
   }
 
   // trims: whether a row of the warp has more ties than fit into its lists.
-  CUTE_DEVICE void bits_pass(RowBracket const (&bracket)[kThreadRows], bool trims, RowBits& bits) {
+  CUTE_DEVICE void bits_pass(RowBracket const& bracket, bool trims, RowBits& bits) {
     bits.start();
     bits.lists = params_.lists;
     bits.first_entry = first_entry(0);
     bits.stage = cute::cast_smem_ptr_to_uint(warp_counts()) + lane() * 16;
     __syncwarp();  // the counts have been read
     CUTE_UNROLL
-    for (int r = 0; r < kThreadRows; ++r) bits.low[r] = bracket[r].low, bits.high[r] = bracket[r].high;
+    for (int r = 0; r < kThreadRows; ++r) {  // of the quad's r-th thread, which has that row for its own
+      bits.low[r] = __shfl_sync(kFullWarp, bracket.low, r, 4);
+      bits.high[r] = __shfl_sync(kFullWarp, bracket.high, r, 4);
+    }
     uint32_t* const kept = kept_words(0);
     int const next_kept = 8 * params_.num_tiles * kTileWords;  // to the thread's other row
     each_tile<true>(0, [&](auto const& acc, int tile) {
@@ -187,23 +202,18 @@ class LongConsumer {
     return {p.probs + row * p.num_k_blocks + column, 8 * p.num_k_blocks};
   }
 
-  CUTE_DEVICE void finish(CutRule const& rule, RowBracket const (&bracket)[kThreadRows], RowBits const& bits) const {
+  // row: loaded; to make its list shared memory of the warp's counts is used.
+  CUTE_DEVICE void finish(CutRule const& rule, RowBracket const& bracket, RowBits const& bits, ListedRow const& row) const {
     int q_row = q_row_;
     asm("" : "+r"(q_row));  // addresses are made anew here: kept through the passes, they would spill
-    ListedRows rows;
-    CUTE_UNROLL
-    for (int r = 0; r < kThreadRows; ++r) {
-      rows.target[r] = share_of(bits.total[r], rule.threshold);
-      rows.list[r] = params_.lists + first_entry(r);
-      rows.found[r] = bracket[r].decided() ? 0 : bits.found_of(r);
-      rows.kept[r] = params_.kept_row(q_row, band_, row_of(r));
-      rows.more[r] = warp_counts() + r * kWarpSize + lane();
-    }
-    __syncwarp();  // the lists have been written
-    rows.load();
-    Cutoff cutoff[kThreadRows];
-    rows.find(bracket, bits.sum_high, bits.sum_between, cutoff);
-    rows.keep(cutoff);
+    CutoffSearch search(share_of(own(bits.total), rule.threshold), CutoffStart{bracket.high, 0.f, 0.f, 1.f});
+    search.low = bracket.low;
+    search.sum_high = own(bits.sum_high);
+    search.sum_low = search.sum_high + own(bits.sum_between);
+    row.narrow(search, bracket.decided());
+    Cutoff cutoff = kKeepAll;
+    if (!bracket.decided()) search.settled(cutoff);
+    row.keep(cutoff, params_.kept_row(q_row, band_, row_of(own_row())));
     tell_masked(params_.masked_of(q_row, first_row_ / kLongRows));
   }
 
@@ -242,20 +252,17 @@ class LongConsumer {
     }
   }
 
-  // Whether any thread of the CTA wants one more pass; tells the loader.
-  CUTE_DEVICE bool tell_verdict(bool again) {
-    constexpr int kNamedBarrier = 1;
-    uint32_t any;
-    asm volatile(
-        "{ .reg .pred mine, any; setp.ne.u32 mine, %1, 0;\n\t"
-        "barrier.cta.red.or.pred any, %2, %3, mine; selp.u32 %0, 1, 0, any; }"
-        : "=r"(any) : "r"(uint32_t(again)), "n"(kNamedBarrier), "n"(Traits::kConsumers) : "memory");
-    if (warp_group_ == 0 && thread_ == 0) {
-      smem_.again = any;
-      arrive_at(smem_.verdict);
-    }
+  // Tells the other warps and the loader whether this thread wants one more pass. verdict: its number, from 1 on.
+  CUTE_DEVICE void tell_verdict(uint32_t verdict, bool again) {
+    if (again) smem_.again[verdict % 2] = verdict;
+    arrive_warp_at(smem_.verdict);
+  }
+  // Whether any has said so.
+  CUTE_DEVICE bool hear_verdict(uint32_t verdict) {
+    wait_at(smem_.verdict, (verdict - 1) % 2);
+    bool const again = smem_.again[verdict % 2] == verdict;
     __syncwarp();  // products take whole warps
-    return any != 0;
+    return again;
   }
 
   CUTE_DEVICE bool idle() const { return last_sees_ == 0; }  // without an item

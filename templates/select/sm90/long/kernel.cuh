@@ -1,4 +1,4 @@
-// select for long rows: one loader warp and consumer warp groups, persistent; emit.cuh makes lists from the bit masks of both bands.
+// select for long rows: a loader warp and consumer warp groups, persistent; emit.cuh makes lists from the bit masks of both bands.
 //
 // A row's scores are not kept but computed in every pass over it, two as a rule: 64 rows of 8192 columns would fill 2 MB.
 #pragma once
@@ -23,7 +23,8 @@ __global__ void __maxnreg__(Traits::launch_registers(kProbs)) select_long_kernel
   if (threadIdx.x == 0) {
     smem.q_full.init(1);  // the loader, and the bytes it announced
     smem.q_empty.init(Traits::kConsumers);
-    smem.verdict.init(1);
+    smem.verdict.init(kConsumerWarps);
+    smem.again[0] = smem.again[1] = 0;
     for (uint32_t& phase : smem.q_phase) phase = 0;
     for (int i = 0; i < Traits::kSlots; ++i) {
       smem.k_full[i].init(1);
@@ -32,12 +33,10 @@ __global__ void __maxnreg__(Traits::launch_registers(kProbs)) select_long_kernel
     cutlass::arch::fence_barrier_init();
   }
   __syncthreads();
-  await_previous_kernels();
-  launch_dependents();  // behind the wait: emit.cuh looks at counters that prepare has cleared by then, and waits for them alone
   int const warp_group = cutlass::canonical_warp_group_idx();
   if (warp_group == 0) {
     cutlass::arch::warpgroup_reg_dealloc<Traits::loader_registers(kProbs)>();
-    if (cutlass::canonical_warp_idx_sync() == 0 && cute::elect_one_sync()) LongLoader<Traits>(params, smem).run();
+    if (cutlass::canonical_warp_idx_sync() == 0) LongLoader<Traits>(params, smem, threadIdx.x % kWarpSize).run();
   } else {
     cutlass::arch::warpgroup_reg_alloc<Traits::consumer_registers(kProbs)>();
     LongConsumer<Traits, kProbs>(params, smem, warp_group - 1, threadIdx.x % 128).run();

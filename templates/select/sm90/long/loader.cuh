@@ -1,8 +1,9 @@
-// The loader thread of the kernel for long rows: what the CTA works on, slabs of the items' rows once, slabs of the keys they see for every
+// The loader warp of the kernel for long rows: what the CTA works on, slabs of the items' rows once, slabs of the keys they see for every
 // pass. Works are taken as CTAs come to them, the longest first.
 #pragma once
 
 #include "select/sm90/long/traits.cuh"
+#include "shared/dependents.cuh"
 #include "shared/mbarrier.cuh"
 #include "shared/ring.cuh"
 
@@ -15,65 +16,75 @@ class LongLoader {
   using Work = LongWork<Traits>;
 
  public:
-  CUTE_DEVICE LongLoader(LongParams const& params, typename Traits::SharedStorage& smem) : params_(params), smem_(smem) {}
+  CUTE_DEVICE LongLoader(LongParams const& params, typename Traits::SharedStorage& smem, int lane)
+      : params_(params), smem_(smem), lane_(lane) {}
 
+  // Lane by lane what is to be known of the items; the rest is lane 0's. The first work is made out while the kernel before goes on.
   CUTE_DEVICE void run() {
     int const count = Work::count(params_);
+    int index = int(blockIdx.x);
+    uint32_t verdicts = 0;
+    Work work = Work::at(params_, index);
+    await_previous_kernels();
+    launch_dependents();  // behind the wait: emit.cuh looks at counters that prepare has cleared by then, and waits for them alone
     #pragma unroll 1
-    for (int index = int(blockIdx.x); index < count; index = int(gridDim.x + atomicAdd(params_.claimed, 1u))) {
-      Work const work = Work::at(params_, index);
-      float threshold[Traits::kWarpGroups], scale[Traits::kWarpGroups];  // loaded while the work before goes on
-      CUTE_UNROLL
-      for (int item = 0; item < Traits::kWarpGroups; ++item) {
-        int const q_row = work.q_row(params_, min(item, work.num_items - 1));
-        threshold[item] = __ldg(params_.select.thresholds + q_row % params_.select.num_q_heads * kBands + work.band);
-        scale[item] = work.scale(params_, q_row);
-      }
-      KeyFacts const& facts = params_.k_facts[work.k_row];
-      float const down = facts.down, error = kHighError * facts.longest[work.band];
+    for (; index < count; index = next(), work = Work::at(params_, index)) {
+      int const item = min(lane_, work.num_items - 1), q_row = work.q_row(params_, item);
       wait_at(smem_.q_empty, q_ring_.phase ^ 1);
-      tell(work, threshold, scale, down, error);
-      load_queries(work);
-      q_ring_.advance();
-      if (int const sample = work.sample(params_); sample > 0) load_keys(work, sample, sample + 1);
-      bool first = true, again = true;
-      #pragma unroll 1
-      while (again) {
-        load_keys(work, 0, work.num_tiles(params_));
-        if (!first) {
-          wait_at(smem_.verdict, verdict_.phase);
-          verdict_.advance();
-          again = smem_.again != 0;
-        }
-        first = false;
+      if (lane_ == 0) load_queries(work);
+      auto& job = smem_.job;
+      if (lane_ < Traits::kWarpGroups) {
+        KeyFacts const& facts = params_.k_facts[work.k_row];
+        float const threshold = __ldg(params_.select.thresholds + q_row % params_.select.num_q_heads * kBands + work.band);
+        float const scale = work.scale(params_, q_row), error = kHighError * facts.longest[work.band];
+        job.items[lane_] = {q_row, work.row_tile(params_, item) * kLongRows, work.first_sees(params_, item), work.last_sees(params_, item),
+                            threshold, scale * facts.down, scale * error};
       }
+      __syncwarp();
+      if (lane_ == 0) {
+        job.band = work.band;
+        job.k_row = work.k_row;
+        job.num_items = work.num_items;
+        job.num_tiles = work.num_tiles(params_);
+        job.sample = work.sample(params_);
+        job.verdicts = verdicts;
+        arrive_and_expect_at(smem_.q_full, work.num_items * query_bytes(work));  // its bytes may have come
+        verdicts = load(work, verdicts);
+      }
+      __syncwarp();
+      q_ring_.advance();
     }
     wait_at(smem_.q_empty, q_ring_.phase ^ 1);
-    smem_.job.num_items = 0;
-    arrive_at(smem_.q_full);
+    if (lane_ == 0) {
+      smem_.job.num_items = 0;
+      arrive_at(smem_.q_full);
+    }
   }
 
  private:
-  // threshold, scale: of the items' q heads. down, error: of the KV head, the error relative to a logit's scale.
-  CUTE_DEVICE void tell(Work const& work, float const (&threshold)[Traits::kWarpGroups], float const (&scale)[Traits::kWarpGroups],
-                        float down, float error) {
-    auto& job = smem_.job;
-    job.band = work.band;
-    job.k_row = work.k_row;
-    job.num_items = work.num_items;
-    job.num_tiles = work.num_tiles(params_);
-    job.sample = work.sample(params_);
-    CUTE_UNROLL
-    for (int group = 0; group < Traits::kWarpGroups; ++group) {
-      int const item = min(group, work.num_items - 1);
-      job.items[group] = {work.q_row(params_, item), work.row_tile(params_, item) * kLongRows, work.first_sees(params_, item),
-                          work.last_sees(params_, item), threshold[group], scale[group] * down, scale[group] * error};
+  CUTE_DEVICE int next() const {
+    uint32_t const claimed = lane_ == 0 ? atomicAdd(params_.claimed, 1u) : 0u;
+    return int(gridDim.x + __shfl_sync(kFullWarp, claimed, 0));
+  }
+
+  CUTE_DEVICE static int query_bytes(Work const& work) { return Traits::band_slabs(work.band) * kQuerySlabBytes; }  // of an item
+
+  // The keys that the passes of a work take. verdicts: that have been waited for. Returns how many there are then.
+  CUTE_DEVICE uint32_t load(Work const& work, uint32_t verdicts) {
+    if (int const sample = work.sample(params_); sample > 0) load_keys(work, sample, sample + 1);
+    load_keys(work, 0, work.num_tiles(params_));
+    #pragma unroll 1
+    for (bool again = true; again;) {
+      load_keys(work, 0, work.num_tiles(params_));
+      wait_at(smem_.verdict, verdicts % 2);
+      ++verdicts;
+      again = smem_.again[verdicts % 2] == verdicts;
     }
+    return verdicts;
   }
 
   CUTE_DEVICE void load_queries(Work const& work) {
-    int const slabs = Traits::band_slabs(work.band), bytes = slabs * kQuerySlabBytes;
-    arrive_and_expect_at(smem_.q_full, work.num_items * bytes);
+    int const bytes = query_bytes(work);
     #pragma unroll 1
     for (int item = 0; item < work.num_items; ++item) {
       int64_t const tile = int64_t(work.q_row(params_, item)) * params_.num_row_tiles + work.row_tile(params_, item);
@@ -107,7 +118,8 @@ class LongLoader {
 
   LongParams const& params_;
   typename Traits::SharedStorage& smem_;
-  Ring<1> q_ring_, verdict_;
+  int const lane_;
+  Ring<1> q_ring_;
   Ring<Traits::kSlots> k_ring_;
 };
 

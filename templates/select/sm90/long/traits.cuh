@@ -38,6 +38,7 @@ struct LongJob {
     float error;             // of a logit in the first pass, times the half_length of the row's mean
   };
   int band, k_row, num_items, num_tiles;  // num_items 0: there is no more work
+  uint32_t verdicts;  // before those of this work
   int sample;  // a tile that the first pass sees before all others too, or 0
   Item items[kWarpGroups];  // the last one again where there are fewer
 };
@@ -99,8 +100,8 @@ struct LongTraits {
     TransactionBarrier k_full[kSlots];
     Barrier q_empty;
     Barrier k_empty[kSlots];
-    Barrier verdict;                    // `again` is known
-    uint32_t again;                     // whether some row wants one more pass
+    Barrier verdict;                    // all warps have said whether a row wants one more pass
+    uint32_t again[2];                  // the last verdict with an odd number, or an even one, by which some row did
     LongJob<kWarpGroups> job;           // known once q_full, until q_empty
     uint32_t q_phase[4 * kWarpGroups];  // of q_full, for each warp to wait for: registers are short
   };
