@@ -38,24 +38,17 @@ class LongConsumer {
   CUTE_DEVICE void take() {
     SelectParams const& p = params_.select;
     auto const& job = smem_.job;
-    bool const none = warp_group_ >= job.num_items;
-    auto const& item = job.items[warp_group_];
-    band_ = job.band;
-    q_row_ = item.q_row;
-    first_row_ = item.first_row;
-    first_sees_ = none ? 0 : item.first_sees;
-    last_sees_ = none ? 0 : item.last_sees;
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) sees_[r] = is_row(r) ? p.num_visible(row_of(r)) : 0;
-    CutRule const rule(CutKind::kTopP, item.threshold);
 
     RowBracket bracket;  // of the own row
     RowBits bits;
-    first_pass(rule, bracket, bits);
+    first_pass(bracket, bits);
     bool trims = false;
     #pragma unroll 1
     for (int turn = 1;; ++turn) {
       bits_pass(bracket, trims, bits);
+      bracket.low = own(bits.low), bracket.high = own(bits.high);  // not kept through the pass: registers are short
       CUTE_UNROLL
       for (int r = 0; r < kThreadRows; ++r) {
         bits.sum_high[r] = quad_sum(bits.sum_high[r]);
@@ -63,11 +56,12 @@ class LongConsumer {
         bits.total[r] = quad_sum(bits.total[r]);
       }
       uint32_t const sum_high = own(bits.sum_high), sum_low = sum_high + own(bits.sum_between);
+      uint32_t const target = share_of(own(bits.total), item().threshold);
       int const found = bits.found_of(own_row());
       RowBracket::Known now;
       if (turn > 1) now = known(own_row());
       __syncwarp();
-      bool const again = !bracket.learn(now, share_of(own(bits.total), rule.threshold), sum_low, sum_high, found, found <= kListEntries, turn);
+      bool const again = !bracket.learn(now, target, sum_low, sum_high, found, found <= kListEntries, turn);
       if (owner() == 0) known(own_row()) = now;
       __syncwarp();
       trims = __any_sync(kFullWarp, trims || now.ties != kAllTies);
@@ -76,19 +70,21 @@ class LongConsumer {
       ListedRow row;  // on its way while the other warps come here
       row.load(params_.lists + first_entry(own_row()), again || bracket.decided() || idle() ? 0 : found, warp_counts() + lane());
       if (hear_verdict(verdict)) continue;
+      uint32_t* const kept = params_.kept_row(item().q_row, job.band, row_of(own_row()));
+      uint32_t* const masked = idle() ? nullptr : params_.masked_of(item().q_row, item().first_row / kLongRows);
       arrive_at(smem_.q_empty);  // every thread for itself: it has read the job
-      if (!idle()) finish(rule, bracket, bits, row);
+      if (masked != nullptr) finish(target, bracket, bits, row, kept, masked);
       break;
     }
   }
 
-  CUTE_DEVICE void first_pass(CutRule const& rule, RowBracket& bracket, RowBits& bits) {
+  CUTE_DEVICE void first_pass(RowBracket& bracket, RowBits& bits) {
     SelectParams const& p = params_.select;
     float energy[kThreadRows], band_energy[kThreadRows];  // on their way while counts are cleared
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
-      float const* energies = p.q_energy + (int64_t(q_row_) * p.num_q_blocks + q_block(r)) * kComponents;
-      energy[r] = __ldg(energies + kAllDims), band_energy[r] = __ldg(energies + band_);
+      float const* energies = p.q_energy + (int64_t(item().q_row) * p.num_q_blocks + q_block(r)) * kComponents;
+      energy[r] = __ldg(energies + kAllDims), band_energy[r] = __ldg(energies + smem_.job.band);
     }
     RowSums sums;
     sums.start();
@@ -106,9 +102,8 @@ class LongConsumer {
     constexpr float kLeastScale = 0x1p-120f;  // of means of zeros: times the -inf of a hidden column, 0 would give NaN
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
-      auto const& item = smem_.job.items[warp_group_];
-      sums.scale[r] = fmaxf(half_scale(energy[r]).down * item.scale, kLeastScale);
-      if (thread_ % 4 == 0) notes(r) = {{0.f, 0.f, 0.f}, item.error * half_length(band_energy[r], energy[r])};
+      sums.scale[r] = fmaxf(half_scale(energy[r]).down * item().scale, kLeastScale);
+      if (thread_ % 4 == 0) notes(r) = {{0.f, 0.f, 0.f}, item().error * half_length(band_energy[r], energy[r])};
     }
     __syncwarp();
     each_tile<false>(smem_.job.sample > 0 ? -1 : 0, [&](auto const& acc, int tile) {
@@ -117,7 +112,7 @@ class LongConsumer {
       sums.add(acc, tile < 0 ? Step::kSample : tile == 0 ? Step::kFirst : Step::kOther, samples);
     });
     __syncwarp();
-    int const counted = (last_sees_ + kLongColumns - 1) / kLongColumns * kLongColumns;
+    int const counted = (item().last_sees + kLongColumns - 1) / kLongColumns * kLongColumns;
     float masses[kThreadRows], units[kThreadRows];
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
@@ -130,11 +125,11 @@ class LongConsumer {
     Buckets const buckets{own_row() == 0 ? sums.buckets[0].slope : sums.buckets[1].slope,
                           own_row() == 0 ? sums.buckets[0].offset : sums.buckets[1].offset};
     int const sees = own(sees_);
-    float const mass = own(masses);
-    Stretch const stretch = find_stretch(buckets, counts(own_row()), sees, counted - sees, mass, rule.threshold);  // every lane
+    float const mass = own(masses), threshold = item().threshold;
+    Stretch const stretch = find_stretch(buckets, counts(own_row()), sees, counted - sees, mass, threshold);  // every lane
     // A threshold of 1 or more (or NaN) keeps all, and so does a row of NaN.
-    if (!is_row(own_row()) || !(rule.threshold > 0.f && rule.threshold < 1.f) || !(mass > 0.f && mass < INFINITY)) {
-      bracket.decide(!(rule.threshold <= 0.f));
+    if (!is_row(own_row()) || !(threshold > 0.f && threshold < 1.f) || !(mass > 0.f && mass < INFINITY)) {
+      bracket.decide(!(threshold <= 0.f));
     } else if (sees <= kListEntries) {
       bracket.take_whole();
     } else {
@@ -164,7 +159,7 @@ class LongConsumer {
       } else {
         bits.add(acc, column, [](int, int, uint32_t) {});
       }
-      bool const whole = (tile + 1) * kLongColumns <= first_sees_;
+      bool const whole = (tile + 1) * kLongColumns <= item().first_sees;
       CUTE_UNROLL
       for (int r = 0; r < kThreadRows; ++r) {
         uint32_t word = bits.kept[r] & (whole ? ~0u : bit_range(0, sees_[r] - column));
@@ -198,23 +193,22 @@ class LongConsumer {
   CUTE_DEVICE ProbsPlace probs_place(int tile) const {
     SelectParams const& p = params_.select;
     int const column = tile * kLongColumns + thread_ % 4 * kThreadColumns;
-    int64_t const row = (int64_t(q_row_) * kBands + band_) * p.num_q_blocks + q_block(0);
+    int64_t const row = (int64_t(item().q_row) * kBands + smem_.job.band) * p.num_q_blocks + q_block(0);
     return {p.probs + row * p.num_k_blocks + column, 8 * p.num_k_blocks};
   }
 
   // row: loaded; to make its list shared memory of the warp's counts is used.
-  CUTE_DEVICE void finish(CutRule const& rule, RowBracket const& bracket, RowBits const& bits, ListedRow const& row) const {
-    int q_row = q_row_;
-    asm("" : "+r"(q_row));  // addresses are made anew here: kept through the passes, they would spill
-    CutoffSearch search(share_of(own(bits.total), rule.threshold), CutoffStart{bracket.high, 0.f, 0.f, 1.f});
+  CUTE_DEVICE void finish(uint32_t target, RowBracket const& bracket, RowBits const& bits, ListedRow const& row, uint32_t* kept,
+                          uint32_t* masked) const {
+    CutoffSearch search(target, CutoffStart{bracket.high, 0.f, 0.f, 1.f});
     search.low = bracket.low;
     search.sum_high = own(bits.sum_high);
     search.sum_low = search.sum_high + own(bits.sum_between);
     row.narrow(search, bracket.decided());
     Cutoff cutoff = kKeepAll;
     if (!bracket.decided()) search.settled(cutoff);
-    row.keep(cutoff, params_.kept_row(q_row, band_, row_of(own_row())));
-    tell_masked(params_.masked_of(q_row, first_row_ / kLongRows));
+    row.keep(cutoff, kept);
+    tell_masked(masked);
   }
 
   // Tells the warps that write lists that this one has written its part of an item's masks.
@@ -228,15 +222,16 @@ class LongConsumer {
   template <bool kWhole, class F>
   CUTE_DEVICE void each_tile(int begin, F const& f) {
     int const num_tiles = smem_.job.num_tiles;
+    int const slabs = Traits::band_slabs(smem_.job.band);
     auto acc = LongProducts<Traits>::accumulator();  // of this pass alone: registers are wanted between the passes
     #pragma unroll 1
     for (int tile = begin; tile < num_tiles; ++tile) {
-      if (max(tile, 0) * kLongColumns < last_sees_) {
-        products_.template take<kWhole>(acc, Traits::band_slabs(band_));
-        if ((tile + 1) * kLongColumns > first_sees_) mask(acc, tile);
+      if (max(tile, 0) * kLongColumns < item().last_sees) {
+        products_.template take<kWhole>(acc, slabs);
+        if ((tile + 1) * kLongColumns > item().first_sees) mask(acc, tile);
         f(acc, tile);
       } else {
-        products_.pass_by(Traits::band_slabs(band_));
+        products_.pass_by(slabs);
       }
     }
   }
@@ -265,14 +260,17 @@ class LongConsumer {
     return again;
   }
 
-  CUTE_DEVICE bool idle() const { return last_sees_ == 0; }  // without an item
+  // Until q_empty. Not kept: registers are short.
+  CUTE_DEVICE auto const& item() const { return smem_.job.items[warp_group_]; }
+  CUTE_DEVICE bool idle() const { return item().last_sees == 0; }  // without an item
   CUTE_DEVICE int lane() const { return thread_ % kWarpSize; }
-  CUTE_DEVICE int row_of(int r) const { return first_row_ + thread_ / kWarpSize * 16 + lane() / 4 + 8 * r; }
+  CUTE_DEVICE int place_of(int r) const { return thread_ / kWarpSize * 16 + lane() / 4 + 8 * r; }  // of a row in the item
+  CUTE_DEVICE int row_of(int r) const { return item().first_row + place_of(r); }
   CUTE_DEVICE bool is_row(int r) const { return row_of(r) < params_.select.num_q_blocks; }
   CUTE_DEVICE int q_block(int r) const { return min(row_of(r), params_.select.num_q_blocks - 1); }  // rows past the end repeat the last
 
-  CUTE_DEVICE RowBracket::Known& known(int r) const { return smem_.known[warp_group_][row_of(r) - first_row_]; }  // registers are short
-  CUTE_DEVICE uint32_t* counts(int r) const { return smem_.counts[warp_group_][row_of(r) - first_row_]; }
+  CUTE_DEVICE RowBracket::Known& known(int r) const { return smem_.known[warp_group_][place_of(r)]; }  // registers are short
+  CUTE_DEVICE uint32_t* counts(int r) const { return smem_.counts[anew(warp_group_)][place_of(r)]; }
   // Behind a row's counts.
   struct RowNotes {
     Moments sample;
@@ -280,17 +278,21 @@ class LongConsumer {
   };
   static_assert(sizeof(RowNotes) <= (Buckets::kStride - Buckets::kCount) * sizeof(uint32_t));
   CUTE_DEVICE RowNotes& notes(int r) const { return *reinterpret_cast<RowNotes*>(counts(r) + Buckets::kCount); }
-  CUTE_DEVICE uint32_t* warp_counts() const { return smem_.counts[warp_group_][thread_ / kWarpSize * 16]; }
+  CUTE_DEVICE uint32_t* warp_counts() const { return smem_.counts[anew(warp_group_)][thread_ / kWarpSize * 16]; }
+  // So that what follows from it is computed again where it is wanted: kept through the passes, it would spill.
+  CUTE_DEVICE static int anew(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+  }
   CUTE_DEVICE int cta_warp_group() const { return int(blockIdx.x) * Traits::kWarpGroups + warp_group_; }
   // Where a row's list begins among all CTAs', of kMostLongCtas * 3 * 64 rows at most.
-  CUTE_DEVICE int first_entry(int r) const { return (cta_warp_group() * kLongRows + row_of(r) - first_row_) * kListEntries; }
-  CUTE_DEVICE uint32_t* kept_words(int r) const { return params_.kept_row(q_row_, band_, row_of(r)) + thread_ % 4; }
+  CUTE_DEVICE int first_entry(int r) const { return (cta_warp_group() * kLongRows + place_of(r)) * kListEntries; }
+  CUTE_DEVICE uint32_t* kept_words(int r) const { return params_.kept_row(item().q_row, smem_.job.band, row_of(r)) + thread_ % 4; }
 
   LongParams const& params_;
   Storage& smem_;
   int const warp_group_, thread_;  // thread: in the warp group
-  int band_ = 0, q_row_ = 0, first_row_ = 0;  // of the item
-  int first_sees_ = 0, last_sees_ = 0, sees_[kThreadRows] = {};
+  int sees_[kThreadRows] = {};
   LongProducts<Traits> products_;
 };
 

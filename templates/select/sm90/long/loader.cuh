@@ -19,8 +19,10 @@ class LongLoader {
   CUTE_DEVICE LongLoader(LongParams const& params, typename Traits::SharedStorage& smem, int lane)
       : params_(params), smem_(smem), lane_(lane) {}
 
-  // Lane by lane what is to be known of the items; the rest is lane 0's. The first work is made out while the kernel before goes on.
+  // What is to be known of the items, lane by lane; the rest is lane 0's. The first work is made out while the kernel before goes on.
+  // Little code: a launch's first instructions come from memory, and consumers wait for these.
   CUTE_DEVICE void run() {
+    SelectParams const& p = params_.select;
     int const count = Work::count(params_);
     int index = int(blockIdx.x);
     uint32_t verdicts = 0;
@@ -29,27 +31,30 @@ class LongLoader {
     launch_dependents();  // behind the wait: emit.cuh looks at counters that prepare has cleared by then, and waits for them alone
     #pragma unroll 1
     for (; index < count; index = next(), work = Work::at(params_, index)) {
-      int const item = min(lane_, work.num_items - 1), q_row = work.q_row(params_, item);
+      int const item = min(lane_, work.num_items - 1), q_row = work.q_row(params_, item), row_tile = work.row_tile(params_, item);
+      int const first_sees = work.first_sees(params_, row_tile), last_sees = work.last_sees(params_, row_tile);
       wait_at(smem_.q_empty, q_ring_.phase ^ 1);
-      if (lane_ == 0) load_queries(work);
+      if (lane_ < work.num_items) load_queries(work, q_row, row_tile);
       auto& job = smem_.job;
       if (lane_ < Traits::kWarpGroups) {
+        bool const idle = lane_ >= work.num_items;
         KeyFacts const& facts = params_.k_facts[work.k_row];
-        float const threshold = __ldg(params_.select.thresholds + q_row % params_.select.num_q_heads * kBands + work.band);
+        float const threshold = __ldg(p.thresholds + q_row % p.num_q_heads * kBands + work.band);
         float const scale = work.scale(params_, q_row), error = kHighError * facts.longest[work.band];
-        job.items[lane_] = {q_row, work.row_tile(params_, item) * kLongRows, work.first_sees(params_, item), work.last_sees(params_, item),
-                            threshold, scale * facts.down, scale * error};
+        job.items[lane_] = {q_row, row_tile * kLongRows, idle ? 0 : first_sees, idle ? 0 : last_sees, threshold, scale * facts.down, scale * error};
       }
-      __syncwarp();
+      // The first item is the longest. A sample is the last tile that all rows see whole: what is near is often unlike what is far.
+      int const num_tiles = (__shfl_sync(kFullWarp, last_sees, 0) + kLongColumns - 1) / kLongColumns;
+      int const sample = max(__shfl_sync(kFullWarp, first_sees, work.num_items - 1) / kLongColumns - 1, 0);
       if (lane_ == 0) {
         job.band = work.band;
         job.k_row = work.k_row;
         job.num_items = work.num_items;
-        job.num_tiles = work.num_tiles(params_);
-        job.sample = work.sample(params_);
+        job.num_tiles = num_tiles;
+        job.sample = sample;
         job.verdicts = verdicts;
         arrive_and_expect_at(smem_.q_full, work.num_items * query_bytes(work));  // its bytes may have come
-        verdicts = load(work, verdicts);
+        verdicts = load_keys(work, num_tiles, sample, verdicts);
       }
       __syncwarp();
       q_ring_.advance();
@@ -69,45 +74,38 @@ class LongLoader {
 
   CUTE_DEVICE static int query_bytes(Work const& work) { return Traits::band_slabs(work.band) * kQuerySlabBytes; }  // of an item
 
-  // The keys that the passes of a work take. verdicts: that have been waited for. Returns how many there are then.
-  CUTE_DEVICE uint32_t load(Work const& work, uint32_t verdicts) {
-    if (int const sample = work.sample(params_); sample > 0) load_keys(work, sample, sample + 1);
-    load_keys(work, 0, work.num_tiles(params_));
-    #pragma unroll 1
-    for (bool again = true; again;) {
-      load_keys(work, 0, work.num_tiles(params_));
-      wait_at(smem_.verdict, verdicts % 2);
-      ++verdicts;
-      again = smem_.again[verdicts % 2] == verdicts;
-    }
-    return verdicts;
+  // Of the item that is this lane's.
+  CUTE_DEVICE void load_queries(Work const& work, int q_row, int row_tile) {
+    int64_t const tile = int64_t(q_row) * params_.num_row_tiles + row_tile;
+    copy(params_.q_slabs + (tile * Traits::kSlabs + Traits::first_slab(work.band)) * kQuerySlabBytes, smem_.q_full,
+         reinterpret_cast<unsigned char*>(smem_.q) + lane_ * Traits::kMostSlabs * kQuerySlabBytes, query_bytes(work));
   }
 
-  CUTE_DEVICE void load_queries(Work const& work) {
-    int const bytes = query_bytes(work);
-    #pragma unroll 1
-    for (int item = 0; item < work.num_items; ++item) {
-      int64_t const tile = int64_t(work.q_row(params_, item)) * params_.num_row_tiles + work.row_tile(params_, item);
-      copy(params_.q_slabs + (tile * Traits::kSlabs + Traits::first_slab(work.band)) * kQuerySlabBytes, smem_.q_full,
-           reinterpret_cast<unsigned char*>(smem_.q) + item * Traits::kMostSlabs * kQuerySlabBytes, bytes);
-    }
-  }
-
-  CUTE_DEVICE void load_keys(Work const& work, int begin, int end) {
+  // For all passes of a work: a sample first, if there is one, then all tiles for each. verdicts: that have been waited for. Returns how
+  // many there are then.
+  CUTE_DEVICE uint32_t load_keys(Work const& work, int num_tiles, int sample, uint32_t verdicts) {
     constexpr int kTileBytes = Traits::kSlabs * kKeySlabBytes;
     int const slabs = Traits::band_slabs(work.band);
     unsigned char const* const head =
         params_.k_slabs + int64_t(work.k_row) * params_.num_tiles * kTileBytes + Traits::first_slab(work.band) * kKeySlabBytes;
     #pragma unroll 1
-    for (int tile = begin; tile < end; ++tile) {
+    for (int pass = sample > 0 ? 0 : 1;; ++pass) {
+      int const begin = pass == 0 ? sample : 0, end = pass == 0 ? sample + 1 : num_tiles;
       #pragma unroll 1
-      for (int slab = 0; slab < slabs; ++slab) {
-        wait_at(smem_.k_empty[k_ring_.slot], k_ring_.phase ^ 1);
-        arrive_and_expect_at(smem_.k_full[k_ring_.slot], kKeySlabBytes);
-        copy(head + int64_t(tile) * kTileBytes + slab * kKeySlabBytes, smem_.k_full[k_ring_.slot],
-             reinterpret_cast<unsigned char*>(smem_.k) + k_ring_.slot * kKeySlabBytes, kKeySlabBytes);
-        k_ring_.advance();
+      for (int tile = begin; tile < end; ++tile) {
+        #pragma unroll 1
+        for (int slab = 0; slab < slabs; ++slab) {
+          wait_at(smem_.k_empty[k_ring_.slot], k_ring_.phase ^ 1);
+          arrive_and_expect_at(smem_.k_full[k_ring_.slot], kKeySlabBytes);
+          copy(head + int64_t(tile) * kTileBytes + slab * kKeySlabBytes, smem_.k_full[k_ring_.slot],
+               reinterpret_cast<unsigned char*>(smem_.k) + k_ring_.slot * kKeySlabBytes, kKeySlabBytes);
+          k_ring_.advance();
+        }
       }
+      if (pass < 2) continue;
+      wait_at(smem_.verdict, verdicts % 2);
+      ++verdicts;
+      if (smem_.again[verdicts % 2] != verdicts) return verdicts;
     }
   }
 

@@ -209,16 +209,16 @@ struct RowBits {
     for (int half = 0; half < kThreadColumns; half += kHalfColumns) {
       uint32_t open = 0;  // what lies in the bracket: a bit for each column of row 0, then of row 1
       CUTE_UNROLL
-      for (int four = 0; four < kHalfColumns; four += 4) {
-        uint32_t x[kThreadRows][4];
+      for (int eight = 0; eight < kHalfColumns; eight += 8) {
+        uint32_t x[kThreadRows][8];
         CUTE_UNROLL
-        for (int i = 0; i < 4 * kThreadRows; ++i) {  // all of them before any is looked at: their latencies overlap
-          int const r = i % kThreadRows, column = half + four + i / kThreadRows;
+        for (int i = 0; i < 8 * kThreadRows; ++i) {  // all of them before any is looked at: their latencies overlap
+          int const r = i % kThreadRows, column = half + eight + i / kThreadRows;
           x[r][i / kThreadRows] = fixed(r, acc(element_of(column, r)));
         }
         CUTE_UNROLL
-        for (int i = 0; i < 4 * kThreadRows; ++i) {
-          int const r = i % kThreadRows, place = four + i / kThreadRows;
+        for (int i = 0; i < 8 * kThreadRows; ++i) {
+          int const r = i % kThreadRows, place = eight + i / kThreadRows;
           each(half + place, r, x[r][i / kThreadRows]);
           asm volatile(
               "{ .reg .pred above, between; setp.ge.u32 above, %3, %4; @above add.u32 %0, %0, %3; @above or.b32 %1, %1, %6;\n\t"
@@ -228,10 +228,13 @@ struct RowBits {
         }
         CUTE_UNROLL
         for (int r = 0; r < kThreadRows; ++r) {
-          total[r] += x[r][0] + x[r][1];
-          total[r] += x[r][2] + x[r][3];
-          asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(stage + (r * (kHalfColumns / 4) + four / 4) * kFourBytes),
-                       "r"(x[r][0]), "r"(x[r][1]), "r"(x[r][2]), "r"(x[r][3]));
+          CUTE_UNROLL
+          for (int four = 0; four < 8; four += 4) {
+            total[r] += x[r][four] + x[r][four + 1];
+            total[r] += x[r][four + 2] + x[r][four + 3];
+            asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(stage + (r * (kHalfColumns / 4) + (eight + four) / 4) * kFourBytes),
+                         "r"(x[r][four]), "r"(x[r][four + 1]), "r"(x[r][four + 2]), "r"(x[r][four + 3]));
+          }
         }
       }
       append(open, first_column + half);

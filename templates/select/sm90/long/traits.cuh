@@ -33,7 +33,7 @@ CUTE_DEVICE float half_length(float band_energy, float energy) { return sqrtf(ba
 template <int kWarpGroups>
 struct LongJob {
   struct Item {
-    int q_row, first_row, first_sees, last_sees;  // rows of a tile see first_sees to last_sees columns
+    int q_row, first_row, first_sees, last_sees;  // rows of a tile see first_sees to last_sees columns; 0 without an item
     float threshold, scale;  // scale: from a product of scaled means to a logit in octaves, but for the scaling of the row's mean
     float error;             // of a logit in the first pass, times the half_length of the row's mean
   };
@@ -136,18 +136,15 @@ struct LongWork {
     int const heads = p.select.num_q_heads / p.select.num_kv_heads;
     return p.num_row_tiles - 1 - (first_item + item) / heads;
   }
-  CUTE_DEVICE int first_sees(LongParams const& p, int item) const { return p.select.num_visible(row_tile(p, item) * kLongRows); }
-  CUTE_DEVICE int last_sees(LongParams const& p, int item) const {
-    return p.select.num_visible(min((row_tile(p, item) + 1) * kLongRows, p.select.num_q_blocks) - 1);
+  CUTE_DEVICE static int first_sees(LongParams const& p, int row_tile) { return p.select.num_visible(row_tile * kLongRows); }
+  CUTE_DEVICE static int last_sees(LongParams const& p, int row_tile) {
+    return p.select.num_visible(min((row_tile + 1) * kLongRows, p.select.num_q_blocks) - 1);
   }
   // From a product of means to a logit in octaves.
   CUTE_DEVICE float scale(LongParams const& p, int q_row) const {
     PreparedSums const energies(p.select, q_row, k_row);
     return logit_scale<Traits::High::kDims, Traits::Low::kDims, Traits::kHeadDim, false>(p.select, energies, band, 0, 1, q_row, k_row, 0);
   }
-  CUTE_DEVICE int num_tiles(LongParams const& p) const { return (last_sees(p, 0) + kLongColumns - 1) / kLongColumns; }
-  // The last tile that all rows see whole; 0 if there is none behind the first. What is near is often unlike what is far.
-  CUTE_DEVICE int sample(LongParams const& p) const { return max(first_sees(p, num_items - 1) / kLongColumns - 1, 0); }
 };
 
 }  // namespace prism
