@@ -32,7 +32,7 @@ struct OnlineSoftmax {
   float allowed[kRows];    // what this thread's probabilities of a step may add up to
   float o_scale[kRows];    // what the output accumulator must be multiplied by after a step that returned true
   bool seen[kRows];        // whether the row has seen a key
-  bool all_seen;           // whether every row of this warp has
+  int unseen;              // not 0 while some row of this warp has not
 
   __device__ __forceinline__ explicit OnlineSoftmax(float scale) : scale_log2(scale) { reset(); }
 
@@ -41,10 +41,32 @@ struct OnlineSoftmax {
     for (int r = 0; r < kRows; ++r) {
       reference[r] = 0.0f;
       row_sum[r] = 0.0f;
-      allowed[r] = 0.0f;
       seen[r] = false;
     }
-    all_seen = false;
+    unseen = 1;
+  }
+
+  // Before each step: what its probabilities may add up to.
+  __device__ __forceinline__ void set_bound() {
+    CUTE_UNROLL
+    for (int r = 0; r < kRows; ++r) allowed[r] = fminf(kMostGrowth + row_sum[r], kMostSum);
+  }
+
+  // Before a step in which some row may see its first keys: gives a point to rows that have none; they hold no sum and no output yet.
+  template <class Tensor>
+  __device__ __forceinline__ void find_first_references(Tensor const& tS) {
+    if (!unseen) return;
+    float largest[kRows];
+    row_max(tS, largest);
+    CUTE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      if (!seen[r] && largest[r] > -INFINITY) {
+        reference[r] = largest[r] * scale_log2;
+        seen[r] = true;
+        allowed[r] = INFINITY;  // no probability of a row's first keys exceeds 1
+      }
+    }
+    unseen = !__all_sync(~0u, seen[0] && seen[1]);
   }
 
   struct Nothing {
@@ -55,16 +77,12 @@ struct OnlineSoftmax {
   // called behind the n-th pair of exponentials. Returns true if the output accumulator must be rescaled by o_scale.
   template <class Tensor, class Recompute, class Among>
   __device__ __forceinline__ bool step(Tensor& tS, Recompute const& recompute, Among const& among) {
-    if (!all_seen) find_first_references(tS);
     float sum[kRows];
     exponentiate(tS, sum, among);
-    bool const grown = __any_sync(~0u, sum[0] > allowed[0] || sum[1] > allowed[1]);
+    bool const grown = __any_sync(~0u, exceeds(sum, allowed));
     if (grown) move_references(tS, sum, recompute);
     CUTE_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      row_sum[r] += sum[r];
-      allowed[r] = fminf(kMostGrowth + row_sum[r], kMostSum);
-    }
+    for (int r = 0; r < kRows; ++r) row_sum[r] += sum[r];
     return grown;
   }
 
@@ -89,6 +107,16 @@ struct OnlineSoftmax {
   }
 
  private:
+  // Whether the sum of either row exceeds its bound. In PTX, since ptxas does not join two comparisons and an "or" by itself.
+  static __device__ __forceinline__ int exceeds(float const (&sum)[kRows], float const (&bound)[kRows]) {
+    static_assert(kRows == 2);
+    int result;
+    asm("{\n.reg .pred p;\nsetp.gt.ftz.f32 p, %1, %2;\nsetp.gt.or.ftz.f32 p, %3, %4, p;\nselp.b32 %0, 1, 0, p;\n}"
+        : "=r"(result)
+        : "f"(sum[0]), "f"(bound[0]), "f"(sum[1]), "f"(bound[1]));
+    return result;
+  }
+
   // sum: of this thread's probabilities in each row.
   template <class Tensor, class Among>
   __device__ __forceinline__ void exponentiate(Tensor& tS, float (&sum)[kRows], Among const& among) const {
@@ -119,22 +147,6 @@ struct OnlineSoftmax {
   static __device__ __forceinline__ float quad_max(float x) {
     x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
     return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-  }
-
-  // Gives a point to rows that had none; they hold no sum and no output yet.
-  template <class Tensor>
-  __device__ __forceinline__ void find_first_references(Tensor const& tS) {
-    float largest[kRows];
-    row_max(tS, largest);
-    CUTE_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      if (!seen[r] && largest[r] > -INFINITY) {
-        reference[r] = largest[r] * scale_log2;
-        seen[r] = true;
-        allowed[r] = INFINITY;  // no probability of a row's first keys exceeds 1
-      }
-    }
-    all_seen = __all_sync(~0u, seen[0] && seen[1]);
   }
 
   // Moves the points of rows that have outgrown them, and brings along this step's probabilities and all sums.

@@ -16,11 +16,11 @@ class Consumer : WarpGroup<Traits> {
   using Base = WarpGroup<Traits>;
   using typename Base::Storage, typename Base::Tile, typename Base::Step, typename Base::Slot, typename Base::Opened;
   using typename Base::FragmentO, typename Base::FragmentS, typename Base::FragmentP, typename Base::FragmentQ;
-  using Base::kThreads, Base::kNoSlot, Base::kPvSteps, Base::kTurnBarrier;
-  using Base::params_, Base::products_, Base::rank_, Base::warp_group_, Base::thread_, Base::q_ring_, Base::kv_ring_;
+  using Base::kThreads, Base::kNoSlot, Base::kSpareSlot, Base::kPvSteps;
+  using Base::params_, Base::products_, Base::rank_, Base::warp_group_, Base::thread_, Base::turn_, Base::q_ring_, Base::kv_ring_;
   using Base::position0_, Base::stored_slot_, Base::v_slot_;
   using Base::await_tile, Base::release_stored, Base::next_slot, Base::wait, Base::wait_step, Base::release, Base::sync_output;
-  using Base::first_barrier, Base::to_element;
+  using Base::to_element;
 
   // One list: every warp group computes every step. Two lists: one may compute while the other skips.
   static constexpr bool kOneList = Traits::kLists == 1;
@@ -48,7 +48,7 @@ class Consumer : WarpGroup<Traits> {
     OnlineSoftmax softmax(params_.softmax_scale_log2);
 
     Base::clear_unused_rows();
-    if (kTurns && warp_group_ == 1) pass_turn(0);  // warp group 0 goes first
+    if (kTurns && warp_group_ == 1) pass_turn();  // warp group 0 goes first
 
     Opened opened{};
     Tile tile = await_tile();
@@ -110,15 +110,16 @@ class Consumer : WarpGroup<Traits> {
     soften<0>(opened.k_slot, step, softmax, tOrQ, tSrS, OnlineSoftmax::Nothing{});
     bool rescale = false;  // O is still zero
     release_stored();
-    int v_slot = kNoSlot;
+    int v_slot = kSpareSlot;
     while (!step.last()) {
-      settle(v_slot, rescale, softmax, tSrS, tOrP, tOrO);
-      Slot const k = next_slot(), v = next_slot();
+      settle<true>(v_slot, rescale, softmax, tSrS, tOrP, tOrO);
+      Slot const k = next_slot();
+      Slot v{};
       step = wait_step(k);
       rescale = overlap<0>(k.slot, v, step, softmax, tOrQ, tSrS, tOrP, tOrO);
       v_slot = v.slot;
     }
-    settle(v_slot, rescale, softmax, tSrS, tOrP, tOrO);
+    settle<true>(v_slot, rescale, softmax, tSrS, tOrP, tOrO);
     Slot const v = next_slot();
     issue_pv(v, tOrP, tOrO);
     v_slot_ = v.slot;
@@ -129,14 +130,14 @@ class Consumer : WarpGroup<Traits> {
   __device__ __forceinline__ void walk_halves(Opened const& opened, OnlineSoftmax& softmax, FragmentQ& tOrQ, FragmentS& tSrS,
                                               FragmentP& tOrP, FragmentO& tOrO) {
     Step step = opened.step;
-    int k_slot = opened.k_slot, v_slot = kNoSlot;
+    int k_slot = opened.k_slot, v_slot = kSpareSlot;
     soften<0>(k_slot, step, softmax, tOrQ, tSrS, OnlineSoftmax::Nothing{});
     bool rescale = false;  // O is still zero
     release_stored();
     Slot v{};
     int half = 1;  // of the last P V
     while (true) {
-      settle(v_slot, rescale, softmax, tSrS, tOrP, tOrO);
+      settle<true>(v_slot, rescale, softmax, tSrS, tOrP, tOrO);
       v = next_slot();
       if (!step.whole()) {
         release(k_slot);
@@ -147,14 +148,14 @@ class Consumer : WarpGroup<Traits> {
       }
       rescale = overlap<1>(k_slot, v, step, softmax, tOrQ, tSrS, tOrP, tOrO);
       if (step.last()) break;
-      settle(kNoSlot, rescale, softmax, tSrS, tOrP, tOrO);
+      settle<false>(kNoSlot, rescale, softmax, tSrS, tOrP, tOrO);
       Slot const k = next_slot();
       step = wait_step(k);
       rescale = overlap<0>(k.slot, v, step, softmax, tOrQ, tSrS, tOrP, tOrO);
       k_slot = k.slot;
       v_slot = v.slot;
     }
-    settle(kNoSlot, rescale, softmax, tSrS, tOrP, tOrO);
+    settle<false>(kNoSlot, rescale, softmax, tSrS, tOrP, tOrO);
     products_.template issue_pv<kPvSteps>(v.slot, half, 0, tOrP, tOrO);
     v_slot_ = v.slot;
   }
@@ -171,10 +172,10 @@ class Consumer : WarpGroup<Traits> {
     if constexpr (Traits::kQStepsInRegisters > 0) read_q(tOrQ);  // for overlap(); start() waits for its product anyway
     do {
       Slot const k = next_slot();
-      Slot const v = first ? Slot{kNoSlot} : next_slot();
+      Slot v = first ? Slot{kNoSlot} : next_slot();
       step = wait_step(k);
       bool const selected = step.selected_by(warp_group_);
-      settle(held_slot, rescale, softmax, tSrS, tOrP, tOrO);  // also with nothing pending: ptxas wants one wait on every path
+      settle<false>(held_slot, rescale, softmax, tSrS, tOrP, tOrO);  // also with nothing pending: ptxas wants one wait on every path
       held_slot = kNoSlot;
       rescale = false;
       if (selected && pending) {
@@ -190,7 +191,7 @@ class Consumer : WarpGroup<Traits> {
       first = false;
       release_stored();
     } while (!step.last());
-    settle(held_slot, rescale, softmax, tSrS, tOrP, tOrO);
+    settle<false>(held_slot, rescale, softmax, tSrS, tOrP, tOrO);
     if (pending) finish(next_slot(), tOrP, tOrO);
     else skip(next_slot());
   }
@@ -205,17 +206,19 @@ class Consumer : WarpGroup<Traits> {
   // Q K^T of this step, or of a half of it, and behind it O += P V of the one before; the softmax of this step runs under that second
   // product, which is waited for by settle() at the head of the next step. (Waited for in the same basic block, ptxas moves the wait
   // above the exponentials that it should hide.) Issuing a product holds a warp up until the one before is done, so the last ones of
-  // P V are issued among the exponentials. Returns whether O must be rescaled.
+  // P V are issued among the exponentials. Where one list is walked in whole steps v becomes the next slot, as late as that: what comes
+  // before the first product every warp waits for. Returns whether O must be rescaled.
   template <int kHalf>
-  __device__ __forceinline__ bool overlap(int k_slot, Slot const& v, Step const& step, OnlineSoftmax& softmax, FragmentQ& tOrQ,
+  __device__ __forceinline__ bool overlap(int k_slot, Slot& v, Step const& step, OnlineSoftmax& softmax, FragmentQ& tOrQ,
                                           FragmentS& tSrS, FragmentP& tOrP, FragmentO& tOrO) {
     constexpr int kBefore = kLastHalf - kHalf;  // whose P V it is
     if constexpr (kTurns) await_turn();
     if constexpr (Traits::kQStepsInRegisters > 0) issue_qk<kHalf>(k_slot, tOrQ, tSrS);
     else issue_qk<kHalf>(k_slot, tSrS);
+    if constexpr (kOneList && Traits::kHalves == 1) v = next_slot();
     if constexpr (kBefore == 0) wait(v);
     products_.template issue_pv<kPvSteps - kPvStepsAmong>(v.slot, kBefore, 0, tOrP, tOrO);
-    if constexpr (kTurns) pass_turn(warp_group_ ^ 1);
+    if constexpr (kTurns) pass_turn();
     cute::warpgroup_wait<1>();
     // Two calls, since at head_dim 256 ptxas spills for a function that is there and issues nothing.
     if constexpr (kPvStepsAmong == 0) {
@@ -228,28 +231,32 @@ class Consumer : WarpGroup<Traits> {
     }
   }
 
-  // Mask and softmax of the S at hand, whose K is given back, if no half is left: at once where there are no turns, so that other warps'
-  // products start, and where warp groups take turns after the exponentials, which all wait for. among: as OnlineSoftmax::step() takes it.
+  // Mask and softmax of the S at hand, whose K is given back, if no half is left. A step that hides nothing, of rows that have all seen
+  // a key, takes one branch for both. among: as OnlineSoftmax::step() takes it.
   template <int kHalf, class Among>
   __device__ __forceinline__ bool soften(int k_slot, Step const& step, OnlineSoftmax& softmax, FragmentQ& tOrQ, FragmentS& tSrS,
                                          Among const& among) {
-    if constexpr (!kTurns && kHalf == kLastHalf) release(k_slot);
-    Base::mask(tSrS, step, kHalf);
+    if constexpr (kHalf == kLastHalf) release(k_slot);
+    softmax.set_bound();
+    if (step.masked() | softmax.unseen) {
+      Base::mask(tSrS, step, kHalf);
+      softmax.find_first_references(tSrS);
+    }
     auto const restore = [&] {
       Base::recompute(step, kHalf, tSrS);
       Base::mask(tSrS, step, kHalf);
       if constexpr (kSomeQInRegisters) read_q(tOrQ);  // so that recompute() has its registers
     };
-    bool const rescale = softmax.step(tSrS, restore, among);
-    if constexpr (kTurns && kHalf == kLastHalf) release(k_slot);
-    return rescale;
+    return softmax.step(tSrS, restore, among);
   }
 
-  // Waits for the product that overlap() left running, gives its V back, and makes P and O ready for the next one.
+  // Waits for the product that overlap() left running, gives its V back, and makes P and O ready for the next one. kAlways: v_slot is
+  // never kNoSlot.
+  template <bool kAlways>
   __device__ __forceinline__ void settle(int v_slot, bool rescale, OnlineSoftmax& softmax, FragmentS& tSrS, FragmentP& tOrP,
                                          FragmentO& tOrO) {
     cute::warpgroup_wait<0>();
-    if (v_slot != kNoSlot) release(v_slot);
+    if (kAlways || v_slot != kNoSlot) release(v_slot);
     to_element(tSrS, tOrP);
     if (rescale) softmax.rescale(tOrO);
   }
@@ -307,10 +314,10 @@ class Consumer : WarpGroup<Traits> {
   }
 
   __device__ __forceinline__ void await_turn() const {
-    cutlass::arch::NamedBarrier::sync(kThreads * Traits::kWarpGroups, first_barrier() + kTurnBarrier + warp_group_);
+    cutlass::arch::NamedBarrier::sync(kThreads * Traits::kWarpGroups, turn_);
   }
-  __device__ __forceinline__ void pass_turn(int to) const {
-    cutlass::arch::NamedBarrier::arrive(kThreads * Traits::kWarpGroups, first_barrier() + kTurnBarrier + to);
+  __device__ __forceinline__ void pass_turn() const {  // to the other
+    cutlass::arch::NamedBarrier::arrive(kThreads * Traits::kWarpGroups, turn_ ^ 1);
   }
 };
 

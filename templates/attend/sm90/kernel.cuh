@@ -24,8 +24,8 @@ __device__ __forceinline__ void init_barriers(typename Traits::SharedStorage& sm
   }
   for (int i = 0; i < Traits::kKvStages; ++i) {
     smem.kv_full[i].init(1);
-    smem.kv_empty[i].init(kConsumerWarps * Traits::kCluster);  // a copy writes to all of them
   }
+  for (auto& empty : smem.kv_empty) empty.init(kConsumerWarps * Traits::kCluster);  // a copy writes to all of them
   for (int i = 0; i < Traits::kChunks; ++i) {
     smem.chunk_full[i].init(cutlass::NumThreadsPerWarp);  // every lane of the walker
     smem.chunk_empty[i].init(Traits::kCluster);           // the loaders

@@ -23,7 +23,7 @@ struct Entry {
   __device__ __forceinline__ static Entry none() { return {-1}; }
   __device__ __forceinline__ bool exists() const { return packed >= 0; }
   __device__ __forceinline__ int index() const { return packed >> 4; }
-  __device__ __forceinline__ bool masked() const { return packed & 8; }  // also where it does not exist
+  __device__ __forceinline__ int masked() const { return packed & 8; }  // also where it does not exist
   __device__ __forceinline__ bool last() const { return packed & 4; }
   __device__ __forceinline__ bool selected_by(int warp_group) const { return (packed >> warp_group) & 1; }
 };
@@ -35,7 +35,7 @@ struct Step {
   __device__ __forceinline__ bool last() const { return entries[0].last(); }
   __device__ __forceinline__ bool selected_by(int warp_group) const { return entries[0].selected_by(warp_group); }
   __device__ __forceinline__ bool whole() const { return kEntries == 1 || entries[kEntries - 1].exists(); }
-  __device__ __forceinline__ bool masked() const {
+  __device__ __forceinline__ int masked() const {  // a bit, so that it can be tested together with others
     int any = 0;
     CUTE_UNROLL
     for (int i = 0; i < kEntries; ++i) any |= entries[i].packed;
@@ -179,7 +179,7 @@ struct Traits {
     TransactionBarrier q_full[kQStages];
     TransactionBarrier kv_full[kKvStages];
     Barrier q_empty[kQStages];
-    Barrier kv_empty[kKvStages];
+    Barrier kv_empty[kKvStages + 1];  // the last of a slot that nobody loads
     Barrier chunk_full[kChunks];
     Barrier chunk_empty[kChunks];
     Tile tiles[kQStages];
