@@ -5,7 +5,6 @@
 #include "select/long_params.h"
 
 #include <algorithm>
-#include <limits>
 
 namespace prism {
 
@@ -61,8 +60,6 @@ void long_launch(SelectParams const& select, DLDevice device) {
   if (select.batch == 0) return;
   check_range(int64_t(select.batch) * select.num_kv_heads, "batch * kv heads", 0, kMaxGrid);
   LongScratch<Traits> const parts = long_scratch<Traits>(select);
-  int64_t const heads = select.num_q_heads / select.num_kv_heads, chunks = heads * parts.row_tiles * kLongRows * Traits::kRowChunks;
-  check_range(chunks, "chunks of a KV head's q blocks", 0, std::numeric_limits<int>::max());
   auto* const scratch = reinterpret_cast<unsigned char*>(select.scratch);
   LongParams p{};
   p.select = select;
@@ -87,7 +84,10 @@ void long_launch(SelectParams const& select, DLDevice device) {
   p.list_tiles = beside ? 1 : (p.num_row_tiles + kParts - 1) / kParts;
 
   DeviceGuard const guard(device.device_id);
-  dim3 const prepare_grid(1 + unsigned(heads) + kKeySlices + kQuerySlices, select.batch * select.num_kv_heads);
+  using Shape = PrepareShape<Traits>;
+  p.key_slices = int(std::min<int64_t>(parts.tiles * Shape::kKeyParts, kKeySlices));
+  int64_t const heads = select.num_q_heads / select.num_kv_heads, query_parts = heads * parts.row_tiles * Shape::kQueryParts;
+  dim3 const prepare_grid(unsigned(1 + heads + p.key_slices + query_parts), select.batch * select.num_kv_heads);
   start_early(prepare_long_kernel<Traits>, p, prepare_grid, kPrepareThreads, 0, device);
   auto const kernel = select_long_kernel<Traits, kProbs>;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(sizeof(Storage))), "select shared memory size");

@@ -43,6 +43,7 @@ struct LongParams {
   uint2* lists;            // [CTAs][warp groups][64][kListEntries]
   uint32_t* claimed;       // works that CTAs have taken beyond their first
   int num_row_tiles, num_tiles;
+  int key_slices;  // CTAs that prepare a KV head's keys
   int list_tiles;  // row tiles whose lists are written head by head
 
   CUTE_HOST_DEVICE uint32_t* masked_of(int q_row, int row_tile) const { return masked + int64_t(q_row) * num_row_tiles + row_tile; }

@@ -54,7 +54,6 @@ struct LongTraits {
   template <class Band>
   static constexpr int kBandSlabs = (Band::kDims + kSlabDims - 1) / kSlabDims;
   static constexpr int kSlabs = kBandSlabs<High> + kBandSlabs<Low>;
-  static constexpr int kRowChunks = kSlabs * (kSlabDims / kChunkDims);  // in the slabs of a row
   static constexpr int kMostSlabs = std::max(kBandSlabs<High>, kBandSlabs<Low>);
 
   // Warp groups share a tile of keys. Four, beside the loader's, would leave a thread 112 registers: it spills, and near its limit ptxas
