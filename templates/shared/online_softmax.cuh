@@ -9,6 +9,8 @@
 // of them exceeds. Only when it shows that the point is too low is the point moved and what was computed brought along.
 #pragma once
 
+#include "shared/warp.cuh"
+
 #include <cute/tensor.hpp>
 
 namespace prism {
@@ -142,11 +144,6 @@ struct OnlineSoftmax {
     }
     CUTE_UNROLL
     for (int r = 0; r < kRows; ++r) result[r] = quad_max(fmaxf(largest[r][0], largest[r][1]));
-  }
-
-  static __device__ __forceinline__ float quad_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-    return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
   }
 
   // Moves the points of rows that have outgrown them, and brings along this step's probabilities and all sums.

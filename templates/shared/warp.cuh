@@ -34,6 +34,17 @@ CUTE_DEVICE float warp_max(float x) {
   return x;
 }
 
+// Of the four lanes of a quad, which share a row of wgmma's accumulator.
+template <class T>
+CUTE_DEVICE T quad_sum(T x) {
+  x += __shfl_xor_sync(kFullWarp, x, 1);
+  return x + __shfl_xor_sync(kFullWarp, x, 2);
+}
+CUTE_DEVICE float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, 1));
+  return fmaxf(x, __shfl_xor_sync(kFullWarp, x, 2));
+}
+
 // An inclusive prefix sum over the lanes.
 CUTE_DEVICE int warp_prefix_sum(int x, int lane) {
   CUTE_UNROLL

@@ -158,7 +158,8 @@ struct Traits {
 
   static constexpr int kLanes = 32;
   static constexpr int kChunkEntries = kLanes / kEntriesPerStep * kEntriesPerStep;  // fetched at once, one a lane; whole steps
-  static constexpr int kChunks = 2;  // chunks in flight between the list walker and the loader; with more a tile is claimed long before it starts
+  // Chunks in flight between the list walker and the loader. With more a tile is claimed long before it starts.
+  static constexpr int kChunks = 2;
   static constexpr int kMostSweepTiles = 5 * kLanes * kTeams;  // that a walker can sort: as many as a GH100's 144 SMs run at once
 
   struct Tile {

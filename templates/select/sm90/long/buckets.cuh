@@ -3,18 +3,9 @@
 #pragma once
 
 #include "select/sm90/cut.cuh"
+#include "shared/warp.cuh"
 
 namespace prism {
-
-template <class T>
-CUTE_DEVICE T quad_sum(T x) {
-  x += __shfl_xor_sync(kFullWarp, x, 1);
-  return x + __shfl_xor_sync(kFullWarp, x, 2);
-}
-CUTE_DEVICE float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, 1));
-  return fmaxf(x, __shfl_xor_sync(kFullWarp, x, 2));
-}
 
 // What is to be found out about a row is done by two threads of its quad, one beside the other: a thread's own row is the first or the
 // second of the two that it has columns of.

@@ -8,7 +8,6 @@
 #include "select/sm90/long/loader.cuh"
 #include "select/sm90/long/prepare.cuh"
 #include "shared/arch_guard.h"
-#include "shared/dependents.cuh"
 
 #include <cutlass/arch/reg_reconfig.h>
 

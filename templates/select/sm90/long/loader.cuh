@@ -37,11 +37,12 @@ class LongLoader {
       if (lane_ < work.num_items) load_queries(work, q_row, row_tile);
       auto& job = smem_.job;
       if (lane_ < Traits::kWarpGroups) {
-        bool const idle = lane_ >= work.num_items;
         KeyFacts const& facts = params_.k_facts[work.k_row];
         float const threshold = __ldg(p.thresholds + q_row % p.num_q_heads * kBands + work.band);
         float const scale = work.scale(params_, q_row), error = kHighError * facts.longest[work.band];
-        job.items[lane_] = {q_row, row_tile * kLongRows, idle ? 0 : first_sees, idle ? 0 : last_sees, threshold, scale * facts.down, scale * error};
+        bool const some = lane_ < work.num_items;
+        job.items[lane_] = {q_row,     row_tile * kLongRows, some ? first_sees : 0, some ? last_sees : 0,
+                            threshold, scale * facts.down,   scale * error};
       }
       // The first item is the longest. A sample is the last tile that all rows see whole: what is near is often unlike what is far.
       int const num_tiles = (__shfl_sync(kFullWarp, last_sees, 0) + kLongColumns - 1) / kLongColumns;

@@ -175,6 +175,7 @@ struct RowSums {
 // A pass with a bracket: bits of what is kept for certain, values and columns of what lies in the bracket.
 struct RowBits {
   static constexpr int kHalfColumns = 16;  // of a tile, that are looked at before what they list is written
+  static constexpr int kTogether = 8;      // whose values are made before any is looked at: their latencies overlap
   static constexpr int kStageBytes = kHalfColumns * kThreadRows * kWarpSize * 4;  // a warp's values of half a tile, in shared memory
   static_assert(kStageBytes <= 16 * Buckets::kStride * int(sizeof(uint32_t)), "in place of a warp's counts");
   static constexpr int kFourBytes = kWarpSize * 16;  // from four neighbouring values to the next four: [row][four][lane][4]
@@ -209,16 +210,16 @@ struct RowBits {
     for (int half = 0; half < kThreadColumns; half += kHalfColumns) {
       uint32_t open = 0;  // what lies in the bracket: a bit for each column of row 0, then of row 1
       CUTE_UNROLL
-      for (int eight = 0; eight < kHalfColumns; eight += 8) {
-        uint32_t x[kThreadRows][8];
+      for (int first = 0; first < kHalfColumns; first += kTogether) {
+        uint32_t x[kThreadRows][kTogether];
         CUTE_UNROLL
-        for (int i = 0; i < 8 * kThreadRows; ++i) {  // all of them before any is looked at: their latencies overlap
-          int const r = i % kThreadRows, column = half + eight + i / kThreadRows;
+        for (int i = 0; i < kTogether * kThreadRows; ++i) {
+          int const r = i % kThreadRows, column = half + first + i / kThreadRows;
           x[r][i / kThreadRows] = fixed(r, acc(element_of(column, r)));
         }
         CUTE_UNROLL
-        for (int i = 0; i < 8 * kThreadRows; ++i) {
-          int const r = i % kThreadRows, place = eight + i / kThreadRows;
+        for (int i = 0; i < kTogether * kThreadRows; ++i) {
+          int const r = i % kThreadRows, place = first + i / kThreadRows;
           each(half + place, r, x[r][i / kThreadRows]);
           asm volatile(
               "{ .reg .pred above, between; setp.ge.u32 above, %3, %4; @above add.u32 %0, %0, %3; @above or.b32 %1, %1, %6;\n\t"
@@ -229,11 +230,12 @@ struct RowBits {
         CUTE_UNROLL
         for (int r = 0; r < kThreadRows; ++r) {
           CUTE_UNROLL
-          for (int four = 0; four < 8; four += 4) {
-            total[r] += x[r][four] + x[r][four + 1];
-            total[r] += x[r][four + 2] + x[r][four + 3];
-            asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(stage + (r * (kHalfColumns / 4) + (eight + four) / 4) * kFourBytes),
-                         "r"(x[r][four]), "r"(x[r][four + 1]), "r"(x[r][four + 2]), "r"(x[r][four + 3]));
+          for (int i = 0; i < kTogether; i += 4) {
+            total[r] += x[r][i] + x[r][i + 1];
+            total[r] += x[r][i + 2] + x[r][i + 3];
+            uint32_t const place = stage + (r * (kHalfColumns / 4) + (first + i) / 4) * kFourBytes;
+            asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(place), "r"(x[r][i]), "r"(x[r][i + 1]), "r"(x[r][i + 2]),
+                         "r"(x[r][i + 3]));
           }
         }
       }
