@@ -79,9 +79,8 @@ CUTE_DEVICE void prepare_queries(LongParams const& params, int first_q_row, int 
   int const head = tile / params.num_row_tiles, row = (tile - head * params.num_row_tiles) * kLongRows + int(first);
   int const lane_row = min(row + int(threadIdx.x % Shape::kWarpRows), p.num_q_blocks - 1);
   int64_t const head_row = int64_t(first_q_row + head) * p.num_q_blocks;
-  float const energy = p.q_energy[(head_row + lane_row) * kComponents + kAllDims];
   SlabRows<Traits, kQuerySlabBytes, Shape::kWarpRows> rows(p.q_mean + (head_row + row) * Traits::kHeadDim, p.num_q_blocks - row);
-  float const up = half_scale(energy).up;
+  float const up = half_scale(p.q_energy[(head_row + lane_row) * kComponents + kAllDims]).up;
   rows.store(params.q_slabs + (int64_t(first_q_row) * params.num_row_tiles + tile) * Traits::kSlabs * kQuerySlabBytes,
              [&](uint32_t row) { return __shfl_sync(kFullWarp, up, row); }, [&](uint32_t row) { return first + row; });
 }
