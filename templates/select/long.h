@@ -5,6 +5,7 @@
 #include "select/long_params.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace prism {
 
@@ -87,6 +88,7 @@ void long_launch(SelectParams const& select, DLDevice device) {
   using Shape = PrepareShape<Traits>;
   p.key_slices = int(std::min<int64_t>(parts.tiles * Shape::kKeyParts, kKeySlices));
   int64_t const heads = select.num_q_heads / select.num_kv_heads, query_parts = heads * parts.row_tiles * Shape::kQueryParts;
+  check_range(query_parts, "parts of a KV head's q blocks", 0, std::numeric_limits<int>::max() / 2);
   dim3 const prepare_grid(unsigned(1 + heads + p.key_slices + query_parts), select.batch * select.num_kv_heads);
   start_early(prepare_long_kernel<Traits>, p, prepare_grid, kPrepareThreads, 0, device);
   auto const kernel = select_long_kernel<Traits, kProbs>;

@@ -101,8 +101,7 @@ struct OnlineSoftmax {
     constexpr float kLn2 = 0.693147180559945309f;
     CUTE_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      row_sum[r] += __shfl_xor_sync(~0u, row_sum[r], 1);
-      row_sum[r] += __shfl_xor_sync(~0u, row_sum[r], 2);
+      row_sum[r] = quad_sum(row_sum[r]);
       o_scale[r] = seen[r] ? 1.0f / row_sum[r] : 0.0f;
       lse[r] = seen[r] ? kLn2 * (reference[r] + log2f(row_sum[r])) : -INFINITY;
     }

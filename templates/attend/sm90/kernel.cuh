@@ -22,9 +22,7 @@ __device__ __forceinline__ void init_barriers(typename Traits::SharedStorage& sm
     smem.q_full[i].init(1);                     // the loader, and the bytes it announced
     smem.q_empty[i].init(Traits::kWarpGroups * Traits::kQReleases);
   }
-  for (int i = 0; i < Traits::kKvStages; ++i) {
-    smem.kv_full[i].init(1);
-  }
+  for (auto& full : smem.kv_full) full.init(1);
   for (auto& empty : smem.kv_empty) empty.init(kConsumerWarps * Traits::kCluster);  // a copy writes to all of them
   for (int i = 0; i < Traits::kChunks; ++i) {
     smem.chunk_full[i].init(cutlass::NumThreadsPerWarp);  // every lane of the walker

@@ -212,13 +212,12 @@ class WarpGroup {
   }
   __device__ __forceinline__ void release(int slot) const {
     __syncwarp();
-    if constexpr (Traits::kTeams == 1) {
+    if constexpr (Traits::kTeams == 1 || Traits::kCluster > 1) {
       if (thread_ % 32 < Traits::kCluster) arrive_at_peer<Traits::kCluster>(smem_.kv_empty[slot], thread_ % 32);
     } else {  // by a predicate and no branch, which saves 5 instructions of a step; with one team it was slower
-      asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, %1, 0;\n@p mbarrier.arrive.shared::cta.b64 _, [%0];\n}" ::"r"(
-                       cute::cast_smem_ptr_to_uint(&smem_.kv_empty[slot])),
-                   "r"(thread_ % 32)
-                   : "memory");
+      uint32_t const empty = cute::cast_smem_ptr_to_uint(&smem_.kv_empty[slot]);
+      asm volatile("{ .reg .pred first; setp.eq.u32 first, %1, 0; @first mbarrier.arrive.shared::cta.b64 _, [%0]; }"
+                   ::"r"(empty), "r"(thread_ % 32) : "memory");
     }
   }
   __device__ __forceinline__ void sync_output() const {

@@ -1,5 +1,5 @@
 // Where a row's cut-off may lie: a bracket of fixed-point values that is guessed, tried in a pass over the row, and narrowed until few
-// enough values lie in it. All four threads of a quad know the same of its rows.
+// enough values lie in it. Both threads that look after a row know the same of it.
 #pragma once
 
 #include "select/sm90/long/buckets.cuh"

@@ -17,7 +17,7 @@ CUTE_DEVICE T of_other_owner(T x) { return __shfl_xor_sync(kFullWarp, x, 2); }
 template <class T>
 CUTE_DEVICE T row_sum(T x) { return x + of_other_owner(x); }
 template <class T>
-CUTE_DEVICE T own(T const (&of_rows)[2]) { return own_row() == 0 ? of_rows[0] : of_rows[1]; }
+CUTE_DEVICE T of_own_row(T const (&of_rows)[2]) { return own_row() == 0 ? of_rows[0] : of_rows[1]; }
 
 // Bucket b holds what is nearest to first + b * step, in octaves; the outer ones also what lies beyond. Counts are the bits of floats, from
 // kNone on.

@@ -48,15 +48,15 @@ class LongConsumer {
     #pragma unroll 1
     for (int turn = 1;; ++turn) {
       bits_pass(bracket, trims, bits);
-      bracket.low = own(bits.low), bracket.high = own(bits.high);  // not kept through the pass: registers are short
+      bracket.low = of_own_row(bits.low), bracket.high = of_own_row(bits.high);  // not kept through the pass: registers are short
       CUTE_UNROLL
       for (int r = 0; r < kThreadRows; ++r) {
         bits.sum_high[r] = quad_sum(bits.sum_high[r]);
         bits.sum_between[r] = quad_sum(bits.sum_between[r]);
         bits.total[r] = quad_sum(bits.total[r]);
       }
-      uint32_t const sum_high = own(bits.sum_high), sum_low = sum_high + own(bits.sum_between);
-      uint32_t const target = share_of(own(bits.total), item().threshold);
+      uint32_t const sum_high = of_own_row(bits.sum_high), sum_low = sum_high + of_own_row(bits.sum_between);
+      uint32_t const target = share_of(of_own_row(bits.total), item().threshold);
       int const found = bits.found_of(own_row());
       RowBracket::Known now;
       if (turn > 1) now = known(own_row());
@@ -124,8 +124,8 @@ class LongConsumer {
     }
     Buckets const buckets{own_row() == 0 ? sums.buckets[0].slope : sums.buckets[1].slope,
                           own_row() == 0 ? sums.buckets[0].offset : sums.buckets[1].offset};
-    int const sees = own(sees_);
-    float const mass = own(masses), threshold = item().threshold;
+    int const sees = of_own_row(sees_);
+    float const mass = of_own_row(masses), threshold = item().threshold;
     Stretch const stretch = find_stretch(buckets, counts(own_row()), sees, counted - sees, mass, threshold);  // every lane
     // A threshold of 1 or more (or NaN) keeps all, and so does a row of NaN.
     if (!is_row(own_row()) || !(threshold > 0.f && threshold < 1.f) || !(mass > 0.f && mass < INFINITY)) {
@@ -133,7 +133,7 @@ class LongConsumer {
     } else if (sees <= kListEntries) {
       bracket.take_whole();
     } else {
-      bracket.guess(stretch, own(units));
+      bracket.guess(stretch, of_own_row(units));
     }
   }
 
@@ -202,8 +202,8 @@ class LongConsumer {
                           uint32_t* masked) const {
     CutoffSearch search(target, CutoffStart{bracket.high, 0.f, 0.f, 1.f});
     search.low = bracket.low;
-    search.sum_high = own(bits.sum_high);
-    search.sum_low = search.sum_high + own(bits.sum_between);
+    search.sum_high = of_own_row(bits.sum_high);
+    search.sum_low = search.sum_high + of_own_row(bits.sum_between);
     row.narrow(search, bracket.decided());
     Cutoff cutoff = kKeepAll;
     if (!bracket.decided()) search.settled(cutoff);

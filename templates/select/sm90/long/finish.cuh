@@ -87,12 +87,12 @@ struct ListedRow {
     return max(most, of_other_owner(most));
   }
 
-  // Between two values, in octaves or nearly so.
+  // Between two values, in octaves or nearly so. From 2^24 on rounding may put probes out of order, which costs turns.
   CUTE_DEVICE static uint32_t halfway(uint32_t low, uint32_t high) {
     return __float2uint_rz(__uint_as_float((__float_as_uint(float(low)) + __float_as_uint(float(high))) / 2));
   }
   CUTE_DEVICE static uint32_t middle(CutoffSearch const& search) {
-    uint32_t const mass = search.sum_low - search.sum_high;  // of fewer than mass / low values
+    uint32_t const mass = search.sum_low - search.sum_high;  // of mass / low values at most
     if (mass / 3 < search.low) return (mass + 1) / 2;
     return mass / 4 < search.low ? (mass + 2) / 3 : halfway(search.low, search.high);
   }

@@ -44,12 +44,12 @@ class LongLoader {
         job.items[lane_] = {q_row,     row_tile * kLongRows, some ? first_sees : 0, some ? last_sees : 0,
                             threshold, scale * facts.down,   scale * error};
       }
+      __syncwarp();  // lane 0 tells of what the others have written
       // The first item is the longest. A sample is the last tile that all rows see whole: what is near is often unlike what is far.
       int const num_tiles = (__shfl_sync(kFullWarp, last_sees, 0) + kLongColumns - 1) / kLongColumns;
       int const sample = max(__shfl_sync(kFullWarp, first_sees, work.num_items - 1) / kLongColumns - 1, 0);
       if (lane_ == 0) {
         job.band = work.band;
-        job.k_row = work.k_row;
         job.num_items = work.num_items;
         job.num_tiles = num_tiles;
         job.sample = sample;

@@ -11,7 +11,7 @@ namespace prism {
 constexpr int kKeySlices = 64;  // most CTAs that prepare a KV head's key means: each looks for the largest energy of all
 
 // What a warp and a CTA take at a time, and how many CTAs an SM has. Many warps with few rows each, so that their loads are under way at
-// once; with 32 registers ptxas spills at other head dims.
+// once (short rows lie two to a load: 8 are the fewest); with 32 registers ptxas spills at other head dims.
 template <class Traits>
 struct PrepareShape {
   static constexpr int kWarpRows = Traits::kHeadDim < 128 ? 8 : 4, kRows = kPrepareThreads / kWarpSize * kWarpRows;

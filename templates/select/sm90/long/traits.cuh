@@ -37,7 +37,7 @@ struct LongJob {
     float threshold, scale;  // scale: from a product of scaled means to a logit in octaves, but for the scaling of the row's mean
     float error;             // of a logit in the first pass, times the half_length of the row's mean
   };
-  int band, k_row, num_items, num_tiles;  // num_items 0: there is no more work
+  int band, num_items, num_tiles;  // num_items 0: there is no more work
   uint32_t verdicts;  // before those of this work
   int sample;  // a tile that the first pass sees before all others too, or 0
   Item items[kWarpGroups];  // the last one again where there are fewer
@@ -66,7 +66,7 @@ struct LongTraits {
   CUTE_HOST_DEVICE static constexpr int launch_registers(bool probs) {
     return (kSmRegisters - (probs ? 0 : kEmitThreads * kEmitRegisters)) / kThreads / 8 * 8;
   }
-  CUTE_HOST_DEVICE static constexpr int loader_registers(bool probs) { return probs ? 32 : 48; }  // 32 without probs: the consumers spill
+  CUTE_HOST_DEVICE static constexpr int loader_registers(bool probs) { return probs ? 40 : 48; }  // 32: it spills, or the consumers do
   CUTE_HOST_DEVICE static constexpr int consumer_registers(bool probs) {
     return cute::min((launch_registers(probs) * kThreads / 128 - loader_registers(probs)) / kWarpGroups / 8 * 8, 240);
   }
@@ -100,7 +100,7 @@ struct LongTraits {
     Barrier q_empty;
     Barrier k_empty[kSlots];
     Barrier verdict;                    // all warps have said whether a row wants one more pass
-    uint32_t again[2];                  // the last verdict with an odd number, or an even one, by which some row did
+    uint32_t again[2];                  // the last verdict with an even number, and with an odd one, by which some row wanted one
     LongJob<kWarpGroups> job;           // known once q_full, until q_empty
     uint32_t q_phase[4 * kWarpGroups];  // of q_full, for each warp to wait for: registers are short
   };
