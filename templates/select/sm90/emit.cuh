@@ -35,9 +35,15 @@ CUTE_DEVICE void store_if(bool yes, int32_t* to, int32_t value) {
                ::"r"(uint32_t(yes)), "l"(to), "r"(value) : "memory");
 }
 
-// Writes one list. wanted: its length before it fell back, where lists may overflow. kept_word(word): what the cut-offs kept; every lane
-// asks, past the row's end too. Each word is written by the whole warp, a lane a column. (A lane a word, put together in shared memory,
-// took 490 instructions for a dense row of 16 words instead of 180, and its stores collided in one bank.)
+// One lane's. wanted: the list's length before it fell back, where lists may overflow.
+CUTE_DEVICE void write_counts(SelectParams const& p, int64_t out_row, int count, int wanted) {
+  p.block_counts[out_row] = count;
+  if (p.wanted_counts != nullptr) p.wanted_counts[out_row] = p.may_overflow() ? wanted : count;
+}
+
+// Writes one list. wanted: of write_counts. kept_word(word): what the cut-offs kept; every lane asks, past the row's end too. Each word is
+// written by the whole warp, a lane a column. (A lane a word, put together in shared memory, took 490 instructions for a dense row of 16
+// words instead of 180, and its stores collided in one bank.)
 template <class KeptWord>
 CUTE_DEVICE void emit_list(SelectParams const& p, int64_t out_row, int q_block, int num_visible, int wanted, KeptWord const& kept_word) {
   int const lane = threadIdx.x % kWarpSize, num_words = mask_words(num_visible);
@@ -61,10 +67,7 @@ CUTE_DEVICE void emit_list(SelectParams const& p, int64_t out_row, int q_block, 
       }
     }
   }
-  if (lane == 0) {
-    p.block_counts[out_row] = count;
-    if (p.wanted_counts != nullptr) p.wanted_counts[out_row] = p.may_overflow() ? wanted : count;
-  }
+  if (lane == 0) write_counts(p, out_row, count, wanted);
 }
 
 // A row's masses, 0 where not visible.

@@ -122,8 +122,7 @@ class LongConsumer {
       bits.scale[r] = sums.scale[r];
       bits.shift[r] = units[r] - sums.reference[r];
     }
-    Buckets const buckets{own_row() == 0 ? sums.buckets[0].slope : sums.buckets[1].slope,
-                          own_row() == 0 ? sums.buckets[0].offset : sums.buckets[1].offset};
+    Buckets const buckets = of_own_row(sums.buckets);
     int const sees = of_own_row(sees_);
     float const mass = of_own_row(masses), threshold = item().threshold;
     Stretch const stretch = find_stretch(buckets, counts(own_row()), sees, counted - sees, mass, threshold);  // every lane

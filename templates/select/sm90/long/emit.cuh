@@ -55,10 +55,7 @@ CUTE_DEVICE void emit_long_list(SelectParams const& p, int64_t out_row, int q_bl
     }
     count = __shfl_sync(kFullWarp, end, kWarpSize - 1);
   }
-  if (lane == 0) {
-    p.block_counts[out_row] = count;
-    if (p.wanted_counts != nullptr) p.wanted_counts[out_row] = count;
-  }
+  if (lane == 0) write_counts(p, out_row, count, count);
 }
 
 // Until both bands of an item have left their masks. Past the end of the grid before: its CTAs all run, or have run, when this one does.
