@@ -45,20 +45,21 @@ class Products {
   __device__ __forceinline__ void issue_qk(int q_slot, int k_slot, int half, FragmentS& tSrS) {
     using namespace cute;
     auto thr_mma = mma_qk_.get_slice(thread_);
-    auto tSdQ = thr_mma.partition_fragment_A(q_tiles())(_, _, _, q_slot);
-    auto tSdK = half_of_keys(thr_mma.partition_fragment_B(k_tiles())(_, _, _, k_slot), half);
+    auto tSdQ = with_descriptor(thr_mma.partition_fragment_A(q_tiles()))(_, _, _, q_slot);
+    auto tSdK = half_of_keys(with_descriptor(thr_mma.partition_fragment_B(k_tiles()))(_, _, _, k_slot), half);
     issue_gemm<false>(mma_qk_, tSdQ, tSdK, tSrS);
   }
 
   // The same with the first dims of Q in registers.
   __device__ __forceinline__ void issue_qk(int q_slot, int k_slot, int half, FragmentQ& tOrQ, FragmentS& tSrS) {
     using namespace cute;
-    auto tSdK = half_of_keys(mma_qk_in_registers_.get_slice(thread_).partition_fragment_B(k_tiles())(_, _, _, k_slot), half);
+    auto const tSdKs = with_descriptor(mma_qk_in_registers_.get_slice(thread_).partition_fragment_B(k_tiles()));
+    auto tSdK = half_of_keys(tSdKs(_, _, _, k_slot), half);
     constexpr int kFirst = Traits::kQStepsInRegisters, kOthers = Traits::kQSteps - kFirst;
     if constexpr (kOthers == 0) {
       issue_gemm<false>(mma_qk_in_registers_, tOrQ, tSdK, tSrS);
     } else {
-      auto const tSdQ = mma_qk_.get_slice(thread_).partition_fragment_A(q_tiles())(_, _, _, q_slot);
+      auto const tSdQ = with_descriptor(mma_qk_.get_slice(thread_).partition_fragment_A(q_tiles()))(_, _, _, q_slot);
       issue_gemm<false>(mma_qk_in_registers_, tOrQ, k_steps<kFirst>(tSdK, 0), tSrS);
       auto tSdQOthers = k_steps<kOthers>(tSdQ, kFirst);
       issue_gemm<true>(mma_qk_, tSdQOthers, k_steps<kOthers>(tSdK, kFirst), tSrS);
@@ -75,13 +76,13 @@ class Products {
     copy(tiled_copy, thr_copy.partition_S(sQ), thr_copy.retile_D(tOrQ));
   }
 
-  // kSteps of its k-steps, as a batch of their own.
-  template <int kSteps>
+  // kSteps of its k-steps, as a batch of their own. kBehindQk: Q K^T was just issued, P and O untouched since.
+  template <int kSteps, bool kBehindQk = false>
   __device__ __forceinline__ void issue_pv(int v_slot, int half, int first, FragmentP& tOrP, FragmentO& tOrO) {
     using namespace cute;
-    auto const tOdV = mma_pv_.get_slice(thread_).partition_fragment_B(v_tiles())(_, _, _, v_slot);
+    auto const tOdV = with_descriptor(mma_pv_.get_slice(thread_).partition_fragment_B(v_tiles()))(_, _, _, v_slot);
     auto tOrPSteps = k_steps<kSteps>(tOrP, first);
-    issue_gemm<true>(mma_pv_, tOrPSteps, k_steps<kSteps>(tOdV, half * kPvSteps + first), tOrO);
+    issue_gemm<true, !kBehindQk>(mma_pv_, tOrPSteps, k_steps<kSteps>(tOdV, half * kPvSteps + first), tOrO);
   }
 
   // O, rounded, to where its rows' Q lay.
