@@ -15,37 +15,26 @@
 
 namespace prism {
 
-struct Nothing {  // among the exponentials
-  __device__ __forceinline__ void operator()(int) const {}
-};
-
-// kFp16: probabilities are rounded to fp16, not to bf16.
-template <bool kFp16>
 struct OnlineSoftmax {
   static constexpr int kRows = 2;  // rows a thread holds
   // The point moves when a thread's probabilities of a step add up to more than this beside what the thread has added up of the row
   // before. Moved always, a row's largest probability is exactly 1; moved seldom, it is rounded to 16 bits, which shows where the rest of
   // the row is small: it is at most 5/6 of the sum. (A thread that holds the reference has at least 1 and may add 5; another may add
-  // 4 + s beside 1 + s.) So sums are counted from kMostGrowth, and what a row has come to is what a step may add. A row's first keys may
-  // add kFree more, which is all that they can, since none exceeds 1. Of 64 rows of random logits one moves once or twice in a tile's
-  // steps, and each time the warp group waits for 450 to 1000 cycles. (A largest probability of 8 whatever the sum moved 2 to 6 times;
-  // sums of up to 24 had more than twice torch's error in 2 of 48 cases.)
+  // 4 + s beside 1 + s.) A row's first keys are free, since none exceeds 1. Of 64 rows of random logits one moves once or twice in a
+  // tile's steps, and each time the warp group waits for 450 to 1000 cycles. (A largest probability of 8 whatever the sum moved 2 to 6
+  // times; sums of up to 24 had more than twice torch's error in 2 of 48 cases.)
   static constexpr float kMostGrowth = 4.0f;
-  static constexpr float kFree = 32.0f;  // columns of a row that a thread holds in a step, at most
-  // A sum may double in each step, and fp32 ends at 2^128: beyond kHuge the point moves whatever was added. No number from 2 to kHuge
-  // has kHugeBit, a bit of its exponent. fp16 ends at 65504, so there a step adds kMostSumFp16 at most.
-  static constexpr int kHugeBit = 0x20000000;
-  static constexpr float kHuge = 0x1p65f, kMostSumFp16 = 0x1p15f;
+  static constexpr float kMostSum = 0x1p15f;  // however much the row has come to: fp16 ends at 65504
   // Beyond this a step's logits are computed again: fp32 ends at 2^128, and a row of a step, 128 times 2^120, still has a finite sum.
   static constexpr float kMostFinite = 0x1p120f;
 
   float scale_log2;        // softmax_scale * log2(e)
   float reference[kRows];  // the point that exponents are counted from, log2 units; 0 until the row has seen a key
-  float row_sum[kRows];    // this thread's share, and kMostGrowth; the quad is summed once, at the end
+  float row_sum[kRows];    // this thread's share; the quad is summed once, at the end
+  float allowed[kRows];    // what this thread's probabilities of a step may add up to
   float o_scale[kRows];    // what the output accumulator must be multiplied by after a step that returned true
   bool seen[kRows];        // whether the row has seen a key
-  float freed[kRows];      // kFree where its sum holds that as well, else 0
-  int starting;            // not 0 while some row of this warp has not seen a key, or holds kFree
+  int unseen;              // not 0 while some row of this warp has not
 
   __device__ __forceinline__ explicit OnlineSoftmax(float scale) : scale_log2(scale) { reset(); }
 
@@ -53,56 +42,46 @@ struct OnlineSoftmax {
     CUTE_UNROLL
     for (int r = 0; r < kRows; ++r) {
       reference[r] = 0.0f;
-      row_sum[r] = kMostGrowth;
+      row_sum[r] = 0.0f;
       seen[r] = false;
-      freed[r] = 0.0f;
     }
-    starting = 1;
+    unseen = 1;
+  }
+
+  // Before each step: what its probabilities may add up to.
+  __device__ __forceinline__ void set_bound() {
+    CUTE_UNROLL
+    for (int r = 0; r < kRows; ++r) allowed[r] = fminf(kMostGrowth + row_sum[r], kMostSum);
   }
 
   // Before a step in which some row may see its first keys: gives a point to rows that have none; they hold no sum and no output yet.
   template <class Tensor>
   __device__ __forceinline__ void find_first_references(Tensor const& tS) {
-    if (!starting) return;
+    if (!unseen) return;
     float largest[kRows];
     row_max(tS, largest);
     CUTE_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      row_sum[r] -= freed[r];
-      freed[r] = 0.0f;
       if (!seen[r] && largest[r] > -INFINITY) {
         reference[r] = largest[r] * scale_log2;
         seen[r] = true;
-        freed[r] = kFree;
-        row_sum[r] += kFree;
+        allowed[r] = INFINITY;  // no probability of a row's first keys exceeds 1
       }
     }
-    starting = !__all_sync(~0u, seen[0] && seen[1] && freed[0] + freed[1] == 0.0f);
+    unseen = !__all_sync(~0u, seen[0] && seen[1]);
   }
 
-  // A tile's first step: logits become unnormalised probabilities in place, counted from the largest of each row; hidden ones are -inf.
-  template <class Tensor>
-  __device__ __forceinline__ void first_step(Tensor& tS) {
-    float largest[kRows], sum[kRows];
-    row_max(tS, largest);
-    CUTE_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      seen[r] = largest[r] > -INFINITY;
-      reference[r] = seen[r] ? largest[r] * scale_log2 : 0.0f;
-    }
-    starting = !__all_sync(~0u, seen[0] && seen[1]);
-    exponentiate(tS, sum, Nothing{});
-    CUTE_UNROLL
-    for (int r = 0; r < kRows; ++r) row_sum[r] += sum[r];
-  }
+  struct Nothing {
+    __device__ __forceinline__ void operator()(int) const {}
+  };
 
-  // The same for a later step. recompute() puts the logits back; among(n) is called behind the n-th pair of exponentials. Returns true
-  // if the output accumulator must be rescaled by o_scale.
+  // Turns logits into unnormalised probabilities in place; hidden logits are -inf. recompute() puts the logits back; among(n) is
+  // called behind the n-th pair of exponentials. Returns true if the output accumulator must be rescaled by o_scale.
   template <class Tensor, class Recompute, class Among>
   __device__ __forceinline__ bool step(Tensor& tS, Recompute const& recompute, Among const& among) {
     float sum[kRows];
     exponentiate(tS, sum, among);
-    bool const grown = __any_sync(~0u, exceeds(sum));
+    bool const grown = __any_sync(~0u, exceeds(sum, allowed));
     if (grown) move_references(tS, sum, recompute);
     CUTE_UNROLL
     for (int r = 0; r < kRows; ++r) row_sum[r] += sum[r];
@@ -122,30 +101,20 @@ struct OnlineSoftmax {
     constexpr float kLn2 = 0.693147180559945309f;
     CUTE_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      row_sum[r] = quad_sum(row_sum[r] - kMostGrowth - freed[r]);
+      row_sum[r] = quad_sum(row_sum[r]);
       o_scale[r] = seen[r] ? 1.0f / row_sum[r] : 0.0f;
       lse[r] = seen[r] ? kLn2 * (reference[r] + log2f(row_sum[r])) : -INFINITY;
     }
   }
 
  private:
-  // Whether the sum of either row is more than it may be, or the row has come to too much. In PTX, since ptxas does not join comparisons
-  // and an "or" by itself.
-  __device__ __forceinline__ int exceeds(float const (&sum)[kRows]) const {
+  // Whether the sum of either row exceeds its bound. In PTX, since ptxas does not join two comparisons and an "or" by itself.
+  static __device__ __forceinline__ int exceeds(float const (&sum)[kRows], float const (&bound)[kRows]) {
     static_assert(kRows == 2);
     int result;
-    if constexpr (kFp16) {
-      asm("{\n.reg .pred p;\nsetp.gt.ftz.f32 p, %1, %2;\nsetp.gt.or.ftz.f32 p, %3, %4, p;\nselp.b32 %0, 1, 0, p;\n}"
-          : "=r"(result)
-          : "f"(sum[0]), "f"(fminf(row_sum[0], kMostSumFp16)), "f"(sum[1]), "f"(fminf(row_sum[1], kMostSumFp16)));
-    } else {
-      constexpr int kEitherHasBit = (0xf0 | 0xcc) & 0xaa;  // (a | b) & c
-      asm("{\n.reg .pred p;\nsetp.gt.ftz.f32 p, %1, %2;\nsetp.gt.or.ftz.f32 p, %3, %4, p;\n"
-          "lop3.or.b32 _|p, %5, %6, %7, %8, p;\nselp.b32 %0, 1, 0, p;\n}"
-          : "=r"(result)
-          : "f"(sum[0]), "f"(row_sum[0]), "f"(sum[1]), "f"(row_sum[1]), "r"(__float_as_int(row_sum[0])),
-            "r"(__float_as_int(row_sum[1])), "n"(kHugeBit), "n"(kEitherHasBit));
-    }
+    asm("{\n.reg .pred p;\nsetp.gt.ftz.f32 p, %1, %2;\nsetp.gt.or.ftz.f32 p, %3, %4, p;\nselp.b32 %0, 1, 0, p;\n}"
+        : "=r"(result)
+        : "f"(sum[0]), "f"(bound[0]), "f"(sum[1]), "f"(bound[1]));
     return result;
   }
 
@@ -190,8 +159,7 @@ struct OnlineSoftmax {
     } else {
       CUTE_UNROLL
       for (int r = 0; r < kRows; ++r) {
-        float const outgrown = row_sum[r] > kHuge ? row_sum[r] : largest[r];
-        move_reference(r, outgrown > 1.0f ? log2f(outgrown) : 0.0f);
+        move_reference(r, largest[r] > 1.0f ? log2f(largest[r]) : 0.0f);
         sum[r] *= o_scale[r];
       }
       rescale(tS);
@@ -203,7 +171,7 @@ struct OnlineSoftmax {
     float const moved = reference[r] + growth;
     o_scale[r] = exp2f(reference[r] - moved);  // of the growth as it was rounded into the reference
     reference[r] = moved;
-    row_sum[r] = kMostGrowth + (row_sum[r] - kMostGrowth) * o_scale[r];  // a row that holds kFree does not move
+    row_sum[r] *= o_scale[r];
   }
 };
 

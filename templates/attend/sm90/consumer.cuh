@@ -14,8 +14,7 @@ namespace prism::attend {
 template <class Traits>
 class Consumer : WarpGroup<Traits> {
   using Base = WarpGroup<Traits>;
-  using typename Base::Softmax, typename Base::Storage, typename Base::Tile, typename Base::Step, typename Base::Slot;
-  using typename Base::Keys, typename Base::Opened;
+  using typename Base::Storage, typename Base::Tile, typename Base::Step, typename Base::Slot, typename Base::Keys, typename Base::Opened;
   using typename Base::FragmentO, typename Base::FragmentS, typename Base::FragmentP, typename Base::FragmentQ;
   using Base::kThreads, Base::kNoSlot, Base::kSpareSlot, Base::kPvSteps;
   using Base::params_, Base::products_, Base::rank_, Base::warp_group_, Base::thread_, Base::turn_, Base::q_ring_, Base::kv_ring_;
@@ -46,7 +45,7 @@ class Consumer : WarpGroup<Traits> {
     FragmentS tSrS;
     FragmentP tOrP;
     FragmentQ tOrQ;
-    Softmax softmax(params_.softmax_scale_log2);
+    OnlineSoftmax softmax(params_.softmax_scale_log2);
 
     Base::clear_unused_rows();
     if (kTurns && warp_group_ == 1) pass_turn();  // warp group 0 goes first
@@ -106,10 +105,10 @@ class Consumer : WarpGroup<Traits> {
   }
 
   // The steps of an opened tile, whose first S is there; leaves its last P V running, on V of v_slot_.
-  __device__ __forceinline__ void walk_one(Opened const& opened, Softmax& softmax, FragmentQ& tOrQ, FragmentS& tSrS,
+  __device__ __forceinline__ void walk_one(Opened const& opened, OnlineSoftmax& softmax, FragmentQ& tOrQ, FragmentS& tSrS,
                                            FragmentP& tOrP, FragmentO& tOrO) {
     Step step = opened.step;
-    soften_first(opened.k, step, softmax, tSrS);
+    soften<0>(opened.k, step, softmax, tOrQ, tSrS, OnlineSoftmax::Nothing{});
     bool rescale = false;  // O is still zero
     release_stored();
     int v_slot = kSpareSlot;
@@ -130,11 +129,11 @@ class Consumer : WarpGroup<Traits> {
 
   // The same with steps in two halves, each an S of its own: what a load of K and V costs is paid once for both. V of the last step is
   // given back with the next tile's first K.
-  __device__ __forceinline__ void walk_halves(Opened const& opened, Softmax& softmax, FragmentQ& tOrQ, FragmentS& tSrS,
+  __device__ __forceinline__ void walk_halves(Opened const& opened, OnlineSoftmax& softmax, FragmentQ& tOrQ, FragmentS& tSrS,
                                               FragmentP& tOrP, FragmentO& tOrO) {
     Step step = opened.step;
     Keys k = opened.k;
-    soften_first(k, step, softmax, tSrS);
+    soften<0>(k, step, softmax, tOrQ, tSrS, OnlineSoftmax::Nothing{});
     bool rescale = false;  // O is still zero
     release_stored();
     Slot v{};
@@ -162,7 +161,7 @@ class Consumer : WarpGroup<Traits> {
 
   // The union of two lists: a block that this warp group did not select is waited for, so that phases stay in step, and skipped.
   // V of a selected block is consumed before the next unselected one is passed: a held slot would stall the ring.
-  __device__ __forceinline__ void walk_union(Softmax& softmax, FragmentQ& tOrQ, FragmentS& tSrS, FragmentP& tOrP, FragmentO& tOrO) {
+  __device__ __forceinline__ void walk_union(OnlineSoftmax& softmax, FragmentQ& tOrQ, FragmentS& tSrS, FragmentP& tOrP, FragmentO& tOrO) {
     bool pending = false;  // S of the previous block waits for its V
     bool rescale = false;
     int held_slot = kNoSlot;  // V slot of a product that may still run
@@ -197,10 +196,10 @@ class Consumer : WarpGroup<Traits> {
   }
 
   // S = softmax numerators of one step, alone. Returns whether O must be rescaled.
-  __device__ __forceinline__ bool start(int k_slot, Step const& step, Softmax& softmax, FragmentQ& tOrQ, FragmentS& tSrS) {
+  __device__ __forceinline__ bool start(int k_slot, Step const& step, OnlineSoftmax& softmax, FragmentQ& tOrQ, FragmentS& tSrS) {
     issue_qk<0>(k_slot, tSrS);
     cute::warpgroup_wait<0>();
-    return soften<0>({k_slot, k_slot}, step, softmax, tOrQ, tSrS, Nothing{});
+    return soften<0>({k_slot, k_slot}, step, softmax, tOrQ, tSrS, OnlineSoftmax::Nothing{});
   }
 
   // Q K^T of this step, or of a half of it, and behind it O += P V of the one before; the softmax of this step runs under that second
@@ -209,7 +208,7 @@ class Consumer : WarpGroup<Traits> {
   // P V are issued among the exponentials. Where one list is walked in whole steps v becomes the next slot, as late as that: what comes
   // before the first product every warp waits for. One list: V has come with K. Returns whether O must be rescaled.
   template <int kHalf>
-  __device__ __forceinline__ bool overlap(Keys const& k, Slot& v, Step const& step, Softmax& softmax, FragmentQ& tOrQ,
+  __device__ __forceinline__ bool overlap(Keys const& k, Slot& v, Step const& step, OnlineSoftmax& softmax, FragmentQ& tOrQ,
                                           FragmentS& tSrS, FragmentP& tOrP, FragmentO& tOrO) {
     constexpr int kBefore = kLastHalf - kHalf;  // whose P V it is
     if constexpr (kTurns) await_turn();
@@ -222,7 +221,7 @@ class Consumer : WarpGroup<Traits> {
     cute::warpgroup_wait<1>();
     // Two calls, since at head_dim 256 ptxas spills for a function that is there and issues nothing.
     if constexpr (kPvStepsAmong == 0) {
-      return soften<kHalf>(k, step, softmax, tOrQ, tSrS, Nothing{});
+      return soften<kHalf>(k, step, softmax, tOrQ, tSrS, OnlineSoftmax::Nothing{});
     } else {
       return soften<kHalf>(k, step, softmax, tOrQ, tSrS, [&](int pair) {
         int const among = pair / kPairsBetween, first = kPvSteps - kPvStepsAmong + among;
@@ -232,12 +231,13 @@ class Consumer : WarpGroup<Traits> {
   }
 
   // Mask and softmax of the S at hand, whose K is given back, if no half is left. A step that hides nothing, of rows that have all seen
-  // a key, takes one branch for both. among: as Softmax::step() takes it.
+  // a key, takes one branch for both. among: as OnlineSoftmax::step() takes it.
   template <int kHalf, class Among>
-  __device__ __forceinline__ bool soften(Keys const& k, Step const& step, Softmax& softmax, FragmentQ& tOrQ, FragmentS& tSrS,
+  __device__ __forceinline__ bool soften(Keys const& k, Step const& step, OnlineSoftmax& softmax, FragmentQ& tOrQ, FragmentS& tSrS,
                                          Among const& among) {
     if constexpr (kHalf == kLastHalf) release(k.load);
-    if (step.masked() | softmax.starting) {
+    softmax.set_bound();
+    if (step.masked() | softmax.unseen) {
       Base::mask(tSrS, step, kHalf);
       softmax.find_first_references(tSrS);
     }
@@ -249,17 +249,10 @@ class Consumer : WarpGroup<Traits> {
     return softmax.step(tSrS, restore, among);
   }
 
-  // The same for a tile's first step, or the first half of it.
-  __device__ __forceinline__ void soften_first(Keys const& k, Step const& step, Softmax& softmax, FragmentS& tSrS) const {
-    if constexpr (kLastHalf == 0) release(k.load);
-    Base::mask(tSrS, step, 0);
-    softmax.first_step(tSrS);
-  }
-
   // Waits for the product that overlap() left running, gives its V back, and makes P and O ready for the next one. kAlways: v_slot is
   // never kNoSlot.
   template <bool kAlways>
-  __device__ __forceinline__ void settle(int v_slot, bool rescale, Softmax& softmax, FragmentS& tSrS, FragmentP& tOrP,
+  __device__ __forceinline__ void settle(int v_slot, bool rescale, OnlineSoftmax& softmax, FragmentS& tSrS, FragmentP& tOrP,
                                          FragmentO& tOrO) {
     cute::warpgroup_wait<0>();
     if (kAlways || v_slot != kNoSlot) release(v_slot);
@@ -295,13 +288,13 @@ class Consumer : WarpGroup<Traits> {
   }
 
   // What is left of a tile but its last P V: the row sums, the LSE, and that every warp's last Q K^T has read its part of Q.
-  __device__ __forceinline__ void close(Tile const& tile, Softmax& softmax) const {
+  __device__ __forceinline__ void close(Tile const& tile, OnlineSoftmax& softmax) const {
     Base::finish_rows(tile, softmax);
     sync_output();
   }
 
   // Writes O of a closed tile through the tile's own Q slot, which no product reads any more.
-  __device__ __forceinline__ void store(Tile const& tile, int q_slot, Softmax const& softmax, FragmentO& tOrO) {
+  __device__ __forceinline__ void store(Tile const& tile, int q_slot, OnlineSoftmax const& softmax, FragmentO& tOrO) {
     auto const tOrOut = Base::rounded_output(softmax, tOrO);
     release_stored();
     products_.write_output(q_slot, tOrOut);

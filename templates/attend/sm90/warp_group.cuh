@@ -23,7 +23,6 @@ class WarpGroup {
   using Storage = typename Traits::SharedStorage;
   using Tile = typename Traits::Tile;
   using Step = attend::Step<Traits::kEntriesPerStep>;
-  using Softmax = OnlineSoftmax<std::is_same_v<Element, cutlass::half_t>>;
   using Slot = Ring<Traits::kLoads>;  // of a load, with its phase; but for pairs, of its K or V tile too
   using FragmentO = typename Products<Traits>::FragmentO;
   using FragmentS = typename Products<Traits>::FragmentS;
@@ -139,14 +138,14 @@ class WarpGroup {
   }
 
   // The row sums and the LSE of a tile.
-  __device__ __forceinline__ void finish_rows(Tile const& tile, Softmax& softmax) const {
-    float lse[Softmax::kRows];
+  __device__ __forceinline__ void finish_rows(Tile const& tile, OnlineSoftmax& softmax) const {
+    float lse[OnlineSoftmax::kRows];
     softmax.finalize(lse);
     if (params_.lse != nullptr && thread_ % 4 == 0) store_lse(tile, lse);
   }
 
   // O of a tile whose row sums are known, as it is written.
-  __device__ __forceinline__ auto rounded_output(Softmax const& softmax, FragmentO& tOrO) const {
+  __device__ __forceinline__ auto rounded_output(OnlineSoftmax const& softmax, FragmentO& tOrO) const {
     softmax.rescale(tOrO);
     auto tOrOut = cute::make_tensor<Element>(tOrO.layout());
     to_element(tOrO, tOrOut);
@@ -163,10 +162,10 @@ class WarpGroup {
     }
   }
 
-  __device__ __forceinline__ void store_lse(Tile const& tile, float const (&lse)[Softmax::kRows]) const {
+  __device__ __forceinline__ void store_lse(Tile const& tile, float const (&lse)[OnlineSoftmax::kRows]) const {
     constexpr int kHeads = Traits::kHeadsPerList;
     CUTE_UNROLL
-    for (int r = 0; r < Softmax::kRows; ++r) {
+    for (int r = 0; r < OnlineSoftmax::kRows; ++r) {
       int const row = row_in_tile() + 8 * r, position = position0_ + row / kHeads;
       int64_t const head = (int64_t(tile.batch) * params_.num_lists + tile.list) * kHeads + row % kHeads;
       if (row < Traits::kUsedRows && position < params_.seqlen_q) params_.lse[head * params_.seqlen_q + position] = lse[r];
