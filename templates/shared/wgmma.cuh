@@ -8,20 +8,20 @@
 
 namespace prism {
 
-// A descriptor that moves by one 64-bit addition. CuTe's adds to the low half alone: ptxas then makes a pair of registers of each
-// descriptor, and a move for its upper half. An address never carries into the fields above it.
-struct Descriptor : cute::SM90::GMMA::DescriptorIterator {
+// A descriptor that moves by one 64-bit addition. CuTe's adds to the low half alone, and ptxas then has a move for the upper half of
+// each. An address never carries into the fields above it.
+struct WideDescriptor : cute::SM90::GMMA::DescriptorIterator {
   template <class Offset>
-  __device__ __forceinline__ Descriptor operator+(Offset const& offset) const {
-    Descriptor moved = *this;
+  __device__ __forceinline__ WideDescriptor operator+(Offset const& offset) const {
+    WideDescriptor moved = *this;
     moved.desc_.desc_ += uint64_t(uint32_t(offset));
     return moved;
   }
 };
 
 template <class Fragment>
-__device__ __forceinline__ auto with_descriptor(Fragment const& fragment) {
-  return cute::make_tensor(Descriptor{fragment.data()}, fragment.layout());
+__device__ __forceinline__ auto wide_descriptors(Fragment const& fragment) {
+  return cute::make_tensor(WideDescriptor{fragment.data()}, fragment.layout());
 }
 
 // C (+)= A B over all k-steps of the fragments. A is a shared-memory descriptor tensor or a register tensor. The caller

@@ -206,7 +206,7 @@ class Consumer : WarpGroup<Traits> {
   // product, which is waited for by settle() at the head of the next step. (Waited for in the same basic block, ptxas moves the wait
   // above the exponentials that it should hide.) Issuing a product holds a warp up until the one before is done, so the last ones of
   // P V are issued among the exponentials. Where one list is walked in whole steps v becomes the next slot, as late as that: what comes
-  // before the first product every warp waits for. One list: V has come with K. Returns whether O must be rescaled.
+  // before the first product every warp waits for. V of a pair has come with its K. Returns whether O must be rescaled.
   template <int kHalf>
   __device__ __forceinline__ bool overlap(Keys const& k, Slot& v, Step const& step, OnlineSoftmax& softmax, FragmentQ& tOrQ,
                                           FragmentS& tSrS, FragmentP& tOrP, FragmentO& tOrO) {
@@ -215,8 +215,8 @@ class Consumer : WarpGroup<Traits> {
     if constexpr (Traits::kQStepsInRegisters > 0) issue_qk<kHalf>(k.slot, tOrQ, tSrS);
     else issue_qk<kHalf>(k.slot, tSrS);
     if constexpr (kOneList && Traits::kHalves == 1) v = next_slot();
-    if constexpr (!kOneList) wait(v);
-    products_.template issue_pv<kPvSteps - kPvStepsAmong, kOneList>(v.slot, kBefore, 0, tOrP, tOrO);
+    if constexpr (!Traits::kPairs) wait(v);
+    products_.template issue_pv<kPvSteps - kPvStepsAmong, Traits::kPairs>(v.slot, kBefore, 0, tOrP, tOrO);
     if constexpr (kTurns) pass_turn();
     cute::warpgroup_wait<1>();
     // Two calls, since at head_dim 256 ptxas spills for a function that is there and issues nothing.

@@ -42,20 +42,20 @@ class Loader {
         for (int i = 0; i < kStepEntries; ++i) step.entries[i] = {chunk.entries[n + i]};
         wait_for_slot();
         smem_.steps[kv_ring_.slot] = step;
-        auto& full = expect(Traits::kPairs || (Traits::kVBehindK && has_previous) ? 2 : 1);
+        auto& full = expect(Traits::kPairs ? 2 : 1);
         load(params_.k, step, full);
         if constexpr (Traits::kPairs) {
           load(params_.v, step, full);
           kv_ring_.advance();
         } else {
           kv_ring_.advance();
-          if (has_previous) load_v(previous, Traits::kVBehindK ? &full : nullptr);
+          if (has_previous) load_v(previous);
           previous = step;
           has_previous = true;
         }
       }
       if (chunk.last && has_previous) {
-        load_v(previous, nullptr);
+        load_v(previous);
         has_previous = false;
       }
       fence_cluster<kCluster>();
@@ -89,11 +89,9 @@ class Loader {
     q_ring_.advance();
   }
 
-  // behind: the barrier of the K that this V is waited for with; its slot's own then only keeps pace.
-  __device__ __forceinline__ void load_v(Step const& step, Full* behind) {
+  __device__ __forceinline__ void load_v(Step const& step) {
     wait_for_slot();
-    if (behind != nullptr) arrive_at(smem_.kv_full[kv_ring_.slot]);
-    load(params_.v, step, behind != nullptr ? *behind : expect(1));
+    load(params_.v, step, expect(1));
     kv_ring_.advance();
   }
 

@@ -105,13 +105,11 @@ struct Traits {
   static constexpr int kHalfN = kTileN / kHalves;  // keys of S
   static_assert(kHalves == 1 || (kLists == 1 && kQStages == 2 && kTileN % 32 == 0 && (kEntriesPerStep == 1 || kEntriesPerStep == 2)));
 
-  // What is loaded behind one barrier, so that a step waits once. One list: a step's K, and behind it the V that is wanted next, that of
-  // the step before; steps in halves: K and V of a step, a *pair*, which goes into two slots that come free together, since K is given
-  // back with V of the step before. Merged lists: one K or V tile, which a warp group may skip.
+  // A load is what one barrier tells of: one K or V tile; where steps have halves, K and V of a step, a *pair*, so that a step waits
+  // once. A pair goes into two slots that come free together, since K is given back with V of the step before, once a step.
   static constexpr bool kPairs = kHalves == 2;
-  static constexpr bool kVBehindK = kLists == 1 && !kPairs;
   static constexpr int kLoads = kPairs ? (kKvStages - 1) / 2 : kKvStages;  // on their way or in use
-  static_assert(!kPairs || kKvStages % 2 == 1);
+  static_assert(!kPairs || kKvStages % 2 == 1, "a pair's slots would not come free together");
   __device__ __forceinline__ static int next_slot(int slot) { return slot == kKvStages - 1 ? 0 : slot + 1; }
 
   // A slab is as many dims as one swizzle spans, whole token rows of a slab are contiguous, and one TMA box is one slab of one entry.
