@@ -14,8 +14,8 @@ from prism_gen.families import family
 from prism_gen.spec import KernelSpec, Struct
 
 LOCAL_MEMORY_SASS = ("LDL", "STL")
-# ptxas keeps a kernel that it could not schedule as written: setmaxnreg ignored, or wgmma serialised.
-_PTXAS_COMPLAINT = re.compile(r"^.*(?:Potential Performance Loss|\(C75(?:04|08|09|20)\)).*$", re.MULTILINE)
+# ptxas keeps a kernel that it could not schedule as written: setmaxnreg ignored, wgmma serialised, or a fence put back.
+_PTXAS_COMPLAINT = re.compile(r"^.*(?:Potential Performance Loss|\(C75(?:04|08|09|19|20)\)).*$", re.MULTILINE)
 # "        /*0050*/              @!P0 BRA 0x1190 ;": address, an optional predicate, the opcode with its modifiers.
 _SASS_OPCODE = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", re.MULTILINE)
 

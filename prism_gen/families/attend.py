@@ -40,10 +40,10 @@ class AttendSchedule(Struct, frozen=True, kw_only=True):
     """How one attend kernel is tiled.
 
     tile_m: query rows per team, positions times heads_per_list. tile_n: keys per step: several blocks, one, or a part
-    of one. kv_stages: shared-memory slots, each one K or one V tile of tile_n tokens. q_stages: Q tiles; with two, the
-    end of a tile overlaps the start of the next. cluster: CTAs whose tiles lie side by side on one list and that copy K
-    and V for each other (multicast). teams: halves of a CTA that work on tiles of their own, each with all of the slots
-    above; with two, one computes where the other would leave the SM idle.
+    of one. kv_stages: shared-memory slots, each one K or one V tile of tile_n tokens; an odd number where a step has
+    two halves. q_stages: Q tiles; with two, the end of a tile overlaps the start of the next. cluster: CTAs whose tiles
+    lie side by side on one list and that copy K and V for each other (multicast). teams: halves of a CTA that work on
+    tiles of their own, each with all of the slots above; with two, one computes where the other would leave an SM idle.
     """
 
     tile_m: int

@@ -26,7 +26,7 @@ __device__ __forceinline__ auto wide_descriptors(Fragment const& fragment) {
 
 // C (+)= A B over all k-steps of the fragments. A is a shared-memory descriptor tensor or a register tensor. The caller
 // waits with cute::warpgroup_wait<N>() before it reads C or overwrites A or B. Without kFence right behind another product, since when
-// no register of this one was touched.
+// no register of this one was touched: were one, ptxas would put the fence back and say so (C7519), which the build refuses.
 template <bool kAccumulate, bool kFence = true, class TiledMma, class TensorA, class TensorB, class TensorC>
 __device__ __forceinline__ void issue_gemm(TiledMma& mma, TensorA& tA, TensorB const& tB, TensorC& tC) {
   constexpr bool kAInRegisters = !std::is_base_of_v<cute::GMMA::DescriptorIterator, typename TiledMma::FrgTypeA>;

@@ -84,8 +84,9 @@ def test_gate_catches(specs, change, words):
     [
         "ptxas info    : (C7508) Potential Performance Loss: 'setmaxnreg' ignored; unable to determine register count.",
         "ptxas info    : (C7509) wgmma.mma_async instructions are serialized due to the presence of Extern calls",
+        "ptxas info    : (C7519) warpgroup.arrive is injected in around line 7 by compiler to allow use of",
     ],
-    ids=["setmaxnreg ignored", "wgmma serialised"],
+    ids=["setmaxnreg ignored", "wgmma serialised", "fence put back"],
 )
 def test_ptxas_complaint_is_a_failure(specs, complaint):
     assert failures(specs["attend"], GOOD, f"before\n{complaint}\nafter") == [complaint]

@@ -72,7 +72,7 @@ class Consumer : WarpGroup<Traits> {
         open(next, opened, tOrQ, tSrS);
         close(tile, softmax);
         warpgroup_wait<1>();  // for the last P V, not for the next Q K^T
-        if (!Traits::kPairs && tile.num_entries > 0) release(v_slot_);
+        if (!Traits::kPairs && tile.num_entries > 0) release(v_slot_);  // V of a pair goes with the next K
         store(tile, q_slot, softmax, tOrO);
         tile = next;
       } else {
@@ -127,8 +127,9 @@ class Consumer : WarpGroup<Traits> {
     if constexpr (!kOverlapTiles) drain(v_slot_);
   }
 
-  // The same with steps in two halves, each an S of its own: what a load of K and V costs is paid once for both. V of the last step is
-  // given back with the next tile's first K.
+  // The same with steps in two halves, each an S of its own: what a load of K and V costs is paid once for both. Where K of a step is
+  // given back settle() has seen the P V of the step before end, so that its V is given back with it: that of the last step with the
+  // first step of the next tile that has one.
   __device__ __forceinline__ void walk_halves(Opened const& opened, OnlineSoftmax& softmax, FragmentQ& tOrQ, FragmentS& tSrS,
                                               FragmentP& tOrP, FragmentO& tOrO) {
     Step step = opened.step;

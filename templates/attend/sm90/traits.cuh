@@ -187,11 +187,11 @@ struct Traits {
     TransactionBarrier q_full[kQStages];
     TransactionBarrier kv_full[kLoads];
     Barrier q_empty[kQStages];
-    Barrier kv_empty[kLoads + 1];  // the last of a slot that nobody loads
+    Barrier kv_empty[kLoads + 1];  // the last of a slot that nobody loads, which pairs do not use
     Barrier chunk_full[kChunks];
     Barrier chunk_empty[kChunks];
     Tile tiles[kQStages];
-    Step<kEntriesPerStep> steps[kLoads];  // of the K tile in each
+    Step<kEntriesPerStep> steps[kLoads];  // whose K each load brought
     Chunk chunks[kChunks];
   };
   static_assert(kTeams * sizeof(SharedStorage) <= Config::kSmemBytes, "families/attend.py and SharedStorage disagree");

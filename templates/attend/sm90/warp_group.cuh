@@ -23,7 +23,7 @@ class WarpGroup {
   using Storage = typename Traits::SharedStorage;
   using Tile = typename Traits::Tile;
   using Step = attend::Step<Traits::kEntriesPerStep>;
-  using Slot = Ring<Traits::kLoads>;  // of a load, with its phase; but for pairs, of its K or V tile too
+  using Slot = Ring<Traits::kLoads>;  // of a load, with its phase. Where loads are no pairs, also where its K or V tile lies
   using FragmentO = typename Products<Traits>::FragmentO;
   using FragmentS = typename Products<Traits>::FragmentS;
   using FragmentP = typename Products<Traits>::FragmentP;
@@ -31,10 +31,10 @@ class WarpGroup {
   static constexpr int kRows = Traits::kRowsPerWarpGroup;
   static constexpr int kThreads = 128;  // of this warp group
   static constexpr int kNoSlot = -1;
-  static constexpr int kSpareSlot = Traits::kLoads;  // in the place of V before a tile's first: to give it back changes nothing
+  static constexpr int kSpareSlot = Traits::kLoads;  // in the place of V before a tile's first: to give it back changes nothing; no pairs
   static constexpr int kPvSteps = Products<Traits>::kPvSteps;
 
-  // Where the K of a step lies, and what is given back when it was read; the same but for pairs.
+  // Where the K of a step lies, and the load that is given back when it was read: the same, if loads are no pairs.
   struct Keys {
     int slot, load;
   };
@@ -246,7 +246,7 @@ class WarpGroup {
   int const turn_;        // the barrier of this warp group's turn
   int position0_ = 0;          // of this warp group's first query row
   int stored_slot_ = kNoSlot;  // Q slot whose output is on its way out
-  int v_slot_ = kNoSlot;       // of the tile's last P V
+  int v_slot_ = kNoSlot;       // of the tile's last P V, if loads are no pairs
   Ring<Traits::kQStages> q_ring_;
   Slot kv_ring_;
   int pair_slot_ = 0;  // of the next K or V of a pair
