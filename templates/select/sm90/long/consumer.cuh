@@ -246,10 +246,12 @@ class LongConsumer {
     }
   }
 
-  // Tells the other warps and the loader whether this thread wants one more pass. verdict: its number, from 1 on.
+  // Tells the other warps and the loader whether this warp wants one more pass. verdict: its number, from 1 on.
   CUTE_DEVICE void tell_verdict(uint32_t verdict, bool again) {
-    if (again) smem_.again[verdict % 2] = verdict;
-    arrive_warp_at(smem_.verdict);
+    bool const any = __any_sync(kFullWarp, again);
+    if (lane() != 0) return;
+    if (any) smem_.again[verdict % 2] = verdict;
+    arrive_at(smem_.verdict);
   }
   // Whether any has said so.
   CUTE_DEVICE bool hear_verdict(uint32_t verdict) {
