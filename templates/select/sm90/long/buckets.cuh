@@ -29,12 +29,20 @@ struct Buckets {
   // Of the deviation of a row's sample, about its mean: what is to be resolved. The cut-off lies above the mean in rows of few strong
   // columns, below it in even ones. A row of equal values has a deviation of 0.
   static constexpr float kBelow = 2.5f, kAbove = 3.5f, kLeastDeviation = 0x1p-14f;
+  // In even rows what lies well above the cut-off is not told apart: lanes that count in one word, the row's last bucket, wait for nobody,
+  // and the other buckets are narrower. So many deviations above where logarithms spread as a normal distribution would have the cut-off, and
+  // as many as the mass of such a row lies above its mean; then the buckets reach this much further down, for so much less above.
+  static constexpr float kBeyond = 1.5f, kFurther = 0.125f;
 
   float slope, offset;  // a value lies at slope * octaves + offset, from 0 to 1
 
-  CUTE_DEVICE static Buckets about(float mean, float deviation) {
-    float const width = fmaxf(deviation, kLeastDeviation), slope = 1.f / ((kBelow + kAbove) * width);
-    return {slope, (kBelow * width - mean) * slope};
+  CUTE_DEVICE static Buckets about(float mean, float deviation, float threshold) {
+    constexpr float kLn2 = 0.6931472f, kLogistic = 1.f / 1.7f;  // deviations of the normal distribution are about those of the logistic one
+    constexpr float kLeastAbove = -1.f;
+    float const mass = kLn2 * deviation, cutoff = mass + kLogistic * __logf(1.f / threshold - 1.f);
+    float const above = fminf(fmaxf(cutoff + mass + kBeyond, kLeastAbove), kAbove), below = kBelow + kFurther * (kAbove - above);
+    float const width = fmaxf(deviation, kLeastDeviation), slope = 1.f / ((below + above) * width);
+    return {slope, (below * width - mean) * slope};
   }
   CUTE_DEVICE float step() const { return 1.f / (slope * float(kCount - 1)); }
   CUTE_DEVICE float first() const { return -offset / slope; }

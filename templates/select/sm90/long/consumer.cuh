@@ -88,6 +88,7 @@ class LongConsumer {
     }
     RowSums sums;
     sums.start();
+    sums.threshold = item().threshold;
     __syncwarp();  // the counts of the item before have been read
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {

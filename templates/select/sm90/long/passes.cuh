@@ -60,6 +60,7 @@ struct Moments {
 struct RowSums {
   static constexpr float kMostSum = 0x1p60f;  // of a tile: beyond it the point moves
 
+  float threshold;
   float scale[kThreadRows];  // from a score to a logit in octaves
   float reference[kThreadRows], total[kThreadRows];
   Buckets buckets[kThreadRows];  // in octaves from the reference point
@@ -165,7 +166,7 @@ struct RowSums {
         if (threadIdx.x % 4 == 0) *samples[r] = now;
       } else {
         Moments const both = samples[r]->with(now);
-        buckets[r] = Buckets::about(both.mean - reference[r], sqrtf(both.variance));
+        buckets[r] = Buckets::about(both.mean - reference[r], sqrtf(both.variance), threshold);
       }
     }
     __syncwarp();
