@@ -27,12 +27,16 @@ class LongLoader {
     int index = int(blockIdx.x);
     uint32_t verdicts = 0;
     Work work = Work::at(params_, index);
-    await_previous_kernels();
-    launch_dependents();  // behind the wait: emit.cuh looks at counters that prepare has cleared by then, and waits for them alone
+    bool first = true;
     #pragma unroll 1
     for (; index < count; index = next(), work = Work::at(params_, index)) {
       int const item = min(lane_, work.num_items - 1), q_row = work.q_row(params_, item), row_tile = work.row_tile(params_, item);
       int const first_sees = work.first_sees(params_, row_tile), last_sees = work.last_sees(params_, row_tile);
+      if (first) {
+        await_previous_kernels();
+        launch_dependents();  // behind the wait: emit.cuh looks at counters that prepare has cleared by then, and waits for them alone
+        first = false;
+      }
       wait_at(smem_.q_empty, q_ring_.phase ^ 1);
       if (lane_ < work.num_items) load_queries(work, q_row, row_tile);
       auto& job = smem_.job;
