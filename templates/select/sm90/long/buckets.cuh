@@ -74,6 +74,9 @@ CUTE_DEVICE Stretch find_stretch(Buckets const& buckets, uint32_t const* counts,
   constexpr float kLongDeviation = 2.f, kDeviation = 2.5f, kMostValues = 46.f, kBend = 0.01f;
   constexpr float kTop = 32.f;  // values from the bracket up: so few are taken whole, since the next larger one may lie octaves above
   constexpr float kMargin = 0.15f;                   // of a bucket
+  constexpr float kPlaces = 2.9f;      // five deviations of a value's place in its bucket, in halves of the bucket
+  constexpr float kFirstWidth = 28.f;  // at most so many halves of a bucket are a deviation of the sample
+  constexpr float kLeastUnsure = 0.05f;
   int const own_first = owner() * kOwn;
   // Values of bucket b are 2^(first + b * step) on average, and by `wide` more since they are spread over the bucket. The values below the
   // cut-off add up to what is not kept, so it is at least their mean.
@@ -128,8 +131,13 @@ CUTE_DEVICE Stretch find_stretch(Buckets const& buckets, uint32_t const* counts,
   float const slope = fmaf(step, kLn2, float(count(bucket + 1) - count(bucket - 1)) / (2.f * here));
   float const place = fabsf(slope) < 0.1f ? fmaf(slope * 0.5f * part_place, 1.f - part_place, part_place)
                                           : __logf(fmaf(part_place, __expf(fminf(slope, 20.f)) - 1.f, 1.f)) / slope;
+  // How far, in values like those here, the mass below the bucket may be off: each value lies somewhere in its bucket, those of the first
+  // one somewhere below it, by a deviation or so. A cut-off further than that from both ends of its bucket lies inside it.
+  float const spread = fminf(kFirstWidth * half, 1.f) * float(count(0)) * exp2f(-float(bucket) * step);
+  float const unsure = fmaf(kPlaces * half, sqrtf(left * here / part), spread + kLeastUnsure);
+  bool const sure = bucket > 0 && bucket < kLast && fminf(part_place, 1.f - part_place) * here > unsure;
   #pragma unroll 1
-  while (values < kFew && more < kMostMore) {
+  while (!sure && values < kFew && more < kMostMore) {
     ++more;
     values += count(bucket - more) + count(bucket + more);
   }
@@ -138,8 +146,9 @@ CUTE_DEVICE Stretch find_stretch(Buckets const& buckets, uint32_t const* counts,
   bool const inside = more == 0 && here >= kMany;
   float const top = from(bucket - more);  // every lane, before any branch
   bool const endless = bucket + more >= kLast || top <= kTop;
-  float const down = inside ? place - margin : fminf(place - kMargin, -float(more) - (more > 0 ? kMargin : 0.f));
-  float const up = inside ? place + margin : fmaxf(place + kMargin, 1.f + float(more) + (more > 0 ? kMargin : 0.f));
+  float down = inside ? place - margin : fminf(place - kMargin, -float(more) - (more > 0 ? kMargin : 0.f));
+  float up = inside ? place + margin : fmaxf(place + kMargin, 1.f + float(more) + (more > 0 ? kMargin : 0.f));
+  if (sure) down = fmaxf(place - margin, -kMargin), up = fminf(place + margin, 1.f + kMargin);
   if (strong <= kMostStrong && least_bucket > 0) return {least - 0.01f, INFINITY};  // few strong values: all from there on
   float const origin = first + (float(bucket) - 0.5f) * step;
   return {bucket - more <= 0 ? -INFINITY : fmaf(down, step, origin), endless ? INFINITY : fmaf(up, step, origin)};
