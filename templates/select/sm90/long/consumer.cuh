@@ -57,7 +57,7 @@ class LongConsumer {
       }
       uint32_t const sum_high = of_own_row(bits.sum_high), sum_low = sum_high + of_own_row(bits.sum_between);
       uint32_t const target = share_of(of_own_row(bits.total), item().threshold);
-      int const found = bits.found_of(own_row());
+      int const found = int(*found_of(own_row()));
       RowBracket::Known now;
       if (turn > 1) now = known(own_row());
       __syncwarp();
@@ -143,7 +143,10 @@ class LongConsumer {
     bits.lists = params_.lists;
     bits.first_entry = first_entry(0);
     bits.stage = cute::cast_smem_ptr_to_uint(warp_counts()) + lane() * 16;
+    bits.found = cute::cast_smem_ptr_to_uint(found_of(0)) - RowBits::kStageBytes;
     __syncwarp();  // the counts have been read
+    if (thread_ % 4 < kThreadRows) *found_of(thread_ % 4) = 0;
+    __syncwarp();
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {  // of the quad's r-th thread, which has that row for its own
       bits.low[r] = __shfl_sync(kFullWarp, bracket.low, r, 4);
@@ -214,7 +217,7 @@ class LongConsumer {
   // Tells the warps that write lists that this one has written its part of an item's masks.
   CUTE_DEVICE void tell_masked(uint32_t* masked) const {
     __syncwarp();
-    if (lane() == 0) asm volatile("fence.acq_rel.gpu; red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(masked) : "memory");
+    if (lane() == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(masked) : "memory");
   }
 
   // f(scores, tile): for each tile that the warp group sees; hidden scores are -inf. begin: 0, or -1 if a sample, which all rows see whole,
@@ -280,6 +283,8 @@ class LongConsumer {
   };
   static_assert(sizeof(RowNotes) <= (Buckets::kStride - Buckets::kCount) * sizeof(uint32_t));
   CUTE_DEVICE RowNotes& notes(int r) const { return *reinterpret_cast<RowNotes*>(counts(r) + Buckets::kCount); }
+  // How many values of a row lie in its bracket.
+  CUTE_DEVICE uint32_t* found_of(int r) const { return warp_counts() + RowBits::kStageBytes / 4 + lane() / 4 + RowBits::kNextRow * r; }
   CUTE_DEVICE uint32_t* warp_counts() const { return smem_.counts[anew(warp_group_)][thread_ / kWarpSize * 16]; }
   // So that what follows from it is computed again where it is wanted: kept through the passes, it would spill.
   CUTE_DEVICE static int anew(int x) {
