@@ -145,7 +145,7 @@ CUTE_DEVICE Stretch find_stretch(Buckets const& buckets, uint32_t const* counts,
   float const margin = fminf(deviation * rsqrtf(here) + kBend, kMostValues / here);  // of the bucket
   bool const inside = more == 0 && here >= kMany;
   float const top = from(bucket - more);  // every lane, before any branch
-  bool const endless = bucket + more >= kLast || top <= kTop;
+  bool const endless = !sure && (bucket + more >= kLast || top <= kTop);
   float down = inside ? place - margin : fminf(place - kMargin, -float(more) - (more > 0 ? kMargin : 0.f));
   float up = inside ? place + margin : fmaxf(place + kMargin, 1.f + float(more) + (more > 0 ? kMargin : 0.f));
   if (sure) down = fmaxf(place - margin, -kMargin), up = fminf(place + margin, 1.f + kMargin);

@@ -130,7 +130,7 @@ class LongConsumer {
     // A threshold of 1 or more (or NaN) keeps all, and so does a row of NaN.
     if (!is_row(own_row()) || !(threshold > 0.f && threshold < 1.f) || !(mass > 0.f && mass < INFINITY)) {
       bracket.decide(!(threshold <= 0.f));
-    } else if (sees <= kListEntries) {
+    } else if (sees <= RowBracket::kWholeColumns) {
       bracket.take_whole();
     } else {
       bracket.guess(stretch, of_own_row(units));
