@@ -14,13 +14,13 @@ namespace prism::attend {
 template <class Traits>
 class Consumer : WarpGroup<Traits> {
   using Base = WarpGroup<Traits>;
-  using typename Base::Storage, typename Base::Tile, typename Base::Step, typename Base::Slot, typename Base::Opened;
+  using typename Base::Storage, typename Base::Tile, typename Base::Step, typename Base::Slot, typename Base::Keys, typename Base::Opened;
   using typename Base::FragmentO, typename Base::FragmentS, typename Base::FragmentP, typename Base::FragmentQ;
   using Base::kThreads, Base::kNoSlot, Base::kSpareSlot, Base::kPvSteps;
   using Base::params_, Base::products_, Base::rank_, Base::warp_group_, Base::thread_, Base::turn_, Base::q_ring_, Base::kv_ring_;
-  using Base::position0_, Base::stored_slot_, Base::v_slot_;
-  using Base::await_tile, Base::release_stored, Base::next_slot, Base::wait, Base::wait_step, Base::release, Base::sync_output;
-  using Base::to_element;
+  using Base::pair_slot_, Base::position0_, Base::stored_slot_, Base::v_slot_;
+  using Base::await_tile, Base::release_stored, Base::next_slot, Base::next_of_pair, Base::wait, Base::wait_step, Base::release;
+  using Base::sync_output, Base::to_element;
 
   // One list: every warp group computes every step. Two lists: one may compute while the other skips.
   static constexpr bool kOneList = Traits::kLists == 1;
@@ -72,7 +72,7 @@ class Consumer : WarpGroup<Traits> {
         open(next, opened, tOrQ, tSrS);
         close(tile, softmax);
         warpgroup_wait<1>();  // for the last P V, not for the next Q K^T
-        if (tile.num_entries > 0) release(v_slot_);
+        if (!Traits::kPairs && tile.num_entries > 0) release(v_slot_);
         store(tile, q_slot, softmax, tOrO);
         tile = next;
       } else {
@@ -92,13 +92,14 @@ class Consumer : WarpGroup<Traits> {
   // happens to lie in shared memory, and nobody reads it: one path for every tile lets ptxas keep products in flight across tiles.
   __device__ __forceinline__ void open(Tile const& tile, Opened& opened, FragmentQ& tOrQ, FragmentS& tSrS) {
     if constexpr (kOneList) {
-      Slot const k = kv_ring_;
+      Slot const load = kv_ring_;
+      opened.k = {Traits::kPairs ? pair_slot_ : load.slot, load.slot};
       if (tile.q_tile >= 0 && tile.num_entries > 0) {
         kv_ring_.advance();
-        opened.step = wait_step(k);
+        if constexpr (Traits::kPairs) next_of_pair();
+        opened.step = wait_step(load);
       }
-      issue_qk<0>(k.slot, tSrS);
-      opened.k_slot = k.slot;
+      issue_qk<0>(opened.k.slot, tSrS);
       if constexpr (Traits::kQStepsInRegisters > 0) read_q(tOrQ);
     }
   }
@@ -107,7 +108,7 @@ class Consumer : WarpGroup<Traits> {
   __device__ __forceinline__ void walk_one(Opened const& opened, OnlineSoftmax& softmax, FragmentQ& tOrQ, FragmentS& tSrS,
                                            FragmentP& tOrP, FragmentO& tOrO) {
     Step step = opened.step;
-    soften<0>(opened.k_slot, step, softmax, tOrQ, tSrS, OnlineSoftmax::Nothing{});
+    soften<0>(opened.k, step, softmax, tOrQ, tSrS, OnlineSoftmax::Nothing{});
     bool rescale = false;  // O is still zero
     release_stored();
     int v_slot = kSpareSlot;
@@ -116,7 +117,7 @@ class Consumer : WarpGroup<Traits> {
       Slot const k = next_slot();
       Slot v{};
       step = wait_step(k);
-      rescale = overlap<0>(k.slot, v, step, softmax, tOrQ, tSrS, tOrP, tOrO);
+      rescale = overlap<0>({k.slot, k.slot}, v, step, softmax, tOrQ, tSrS, tOrP, tOrO);
       v_slot = v.slot;
     }
     settle<true>(v_slot, rescale, softmax, tSrS, tOrP, tOrO);
@@ -126,38 +127,36 @@ class Consumer : WarpGroup<Traits> {
     if constexpr (!kOverlapTiles) drain(v_slot_);
   }
 
-  // The same with steps in two halves, each an S of its own: what a slot of K and V costs is paid once for both.
+  // The same with steps in two halves, each an S of its own: what a load of K and V costs is paid once for both. V of the last step is
+  // given back with the next tile's first K.
   __device__ __forceinline__ void walk_halves(Opened const& opened, OnlineSoftmax& softmax, FragmentQ& tOrQ, FragmentS& tSrS,
                                               FragmentP& tOrP, FragmentO& tOrO) {
     Step step = opened.step;
-    int k_slot = opened.k_slot, v_slot = kSpareSlot;
-    soften<0>(k_slot, step, softmax, tOrQ, tSrS, OnlineSoftmax::Nothing{});
+    Keys k = opened.k;
+    soften<0>(k, step, softmax, tOrQ, tSrS, OnlineSoftmax::Nothing{});
     bool rescale = false;  // O is still zero
     release_stored();
     Slot v{};
     int half = 1;  // of the last P V
     while (true) {
-      settle<true>(v_slot, rescale, softmax, tSrS, tOrP, tOrO);
-      v = next_slot();
+      settle<false>(kNoSlot, rescale, softmax, tSrS, tOrP, tOrO);
+      v.slot = next_of_pair();
       if (!step.whole()) {
-        release(k_slot);
-        wait(v);
+        release(k.load);
         rescale = false;  // it was, just now
         half = 0;
         break;
       }
-      rescale = overlap<1>(k_slot, v, step, softmax, tOrQ, tSrS, tOrP, tOrO);
+      rescale = overlap<1>(k, v, step, softmax, tOrQ, tSrS, tOrP, tOrO);
       if (step.last()) break;
       settle<false>(kNoSlot, rescale, softmax, tSrS, tOrP, tOrO);
-      Slot const k = next_slot();
-      step = wait_step(k);
-      rescale = overlap<0>(k.slot, v, step, softmax, tOrQ, tSrS, tOrP, tOrO);
-      k_slot = k.slot;
-      v_slot = v.slot;
+      Slot const load = next_slot();
+      k = {next_of_pair(), load.slot};
+      step = wait_step(load);
+      rescale = overlap<0>(k, v, step, softmax, tOrQ, tSrS, tOrP, tOrO);
     }
     settle<false>(kNoSlot, rescale, softmax, tSrS, tOrP, tOrO);
     products_.template issue_pv<kPvSteps>(v.slot, half, 0, tOrP, tOrO);
-    v_slot_ = v.slot;
   }
 
   // The union of two lists: a block that this warp group did not select is waited for, so that phases stay in step, and skipped.
@@ -179,7 +178,7 @@ class Consumer : WarpGroup<Traits> {
       held_slot = kNoSlot;
       rescale = false;
       if (selected && pending) {
-        rescale = overlap<0>(k.slot, v, step, softmax, tOrQ, tSrS, tOrP, tOrO);
+        rescale = overlap<0>({k.slot, k.slot}, v, step, softmax, tOrQ, tSrS, tOrP, tOrO);
         held_slot = v.slot;
       } else {
         if (pending) finish(v, tOrP, tOrO);
@@ -200,31 +199,31 @@ class Consumer : WarpGroup<Traits> {
   __device__ __forceinline__ bool start(int k_slot, Step const& step, OnlineSoftmax& softmax, FragmentQ& tOrQ, FragmentS& tSrS) {
     issue_qk<0>(k_slot, tSrS);
     cute::warpgroup_wait<0>();
-    return soften<0>(k_slot, step, softmax, tOrQ, tSrS, OnlineSoftmax::Nothing{});
+    return soften<0>({k_slot, k_slot}, step, softmax, tOrQ, tSrS, OnlineSoftmax::Nothing{});
   }
 
   // Q K^T of this step, or of a half of it, and behind it O += P V of the one before; the softmax of this step runs under that second
   // product, which is waited for by settle() at the head of the next step. (Waited for in the same basic block, ptxas moves the wait
   // above the exponentials that it should hide.) Issuing a product holds a warp up until the one before is done, so the last ones of
   // P V are issued among the exponentials. Where one list is walked in whole steps v becomes the next slot, as late as that: what comes
-  // before the first product every warp waits for. Returns whether O must be rescaled.
+  // before the first product every warp waits for. V of a pair has come with its K. Returns whether O must be rescaled.
   template <int kHalf>
-  __device__ __forceinline__ bool overlap(int k_slot, Slot& v, Step const& step, OnlineSoftmax& softmax, FragmentQ& tOrQ,
+  __device__ __forceinline__ bool overlap(Keys const& k, Slot& v, Step const& step, OnlineSoftmax& softmax, FragmentQ& tOrQ,
                                           FragmentS& tSrS, FragmentP& tOrP, FragmentO& tOrO) {
     constexpr int kBefore = kLastHalf - kHalf;  // whose P V it is
     if constexpr (kTurns) await_turn();
-    if constexpr (Traits::kQStepsInRegisters > 0) issue_qk<kHalf>(k_slot, tOrQ, tSrS);
-    else issue_qk<kHalf>(k_slot, tSrS);
+    if constexpr (Traits::kQStepsInRegisters > 0) issue_qk<kHalf>(k.slot, tOrQ, tSrS);
+    else issue_qk<kHalf>(k.slot, tSrS);
     if constexpr (kOneList && Traits::kHalves == 1) v = next_slot();
-    if constexpr (kBefore == 0) wait(v);
-    products_.template issue_pv<kPvSteps - kPvStepsAmong>(v.slot, kBefore, 0, tOrP, tOrO);
+    if constexpr (!Traits::kPairs) wait(v);
+    products_.template issue_pv<kPvSteps - kPvStepsAmong, Traits::kPairs>(v.slot, kBefore, 0, tOrP, tOrO);
     if constexpr (kTurns) pass_turn();
     cute::warpgroup_wait<1>();
     // Two calls, since at head_dim 256 ptxas spills for a function that is there and issues nothing.
     if constexpr (kPvStepsAmong == 0) {
-      return soften<kHalf>(k_slot, step, softmax, tOrQ, tSrS, OnlineSoftmax::Nothing{});
+      return soften<kHalf>(k, step, softmax, tOrQ, tSrS, OnlineSoftmax::Nothing{});
     } else {
-      return soften<kHalf>(k_slot, step, softmax, tOrQ, tSrS, [&](int pair) {
+      return soften<kHalf>(k, step, softmax, tOrQ, tSrS, [&](int pair) {
         int const among = pair / kPairsBetween, first = kPvSteps - kPvStepsAmong + among;
         if (pair % kPairsBetween == 0 && among < kPvStepsAmong) products_.template issue_pv<1>(v.slot, kBefore, first, tOrP, tOrO);
       });
@@ -234,9 +233,9 @@ class Consumer : WarpGroup<Traits> {
   // Mask and softmax of the S at hand, whose K is given back, if no half is left. A step that hides nothing, of rows that have all seen
   // a key, takes one branch for both. among: as OnlineSoftmax::step() takes it.
   template <int kHalf, class Among>
-  __device__ __forceinline__ bool soften(int k_slot, Step const& step, OnlineSoftmax& softmax, FragmentQ& tOrQ, FragmentS& tSrS,
+  __device__ __forceinline__ bool soften(Keys const& k, Step const& step, OnlineSoftmax& softmax, FragmentQ& tOrQ, FragmentS& tSrS,
                                          Among const& among) {
-    if constexpr (kHalf == kLastHalf) release(k_slot);
+    if constexpr (kHalf == kLastHalf) release(k.load);
     softmax.set_bound();
     if (step.masked() | softmax.unseen) {
       Base::mask(tSrS, step, kHalf);

@@ -11,8 +11,8 @@
 
 namespace prism::attend {
 
-// K and V tiles share one ring of slots in the order in which the consumers need them: K0 K1 V0 K2 V1 ... V(n-1), or, where they take a
-// step in two halves, K0 V0 K1 V1 ...
+// K and V tiles share one ring of slots in the order in which the consumers need them: K0 K1 V0 K2 V1 ... V(n-1), or, in pairs,
+// K0 V0 K1 V1 ...
 template <class Traits>
 class Loader {
   using Storage = typename Traits::SharedStorage;
@@ -20,6 +20,7 @@ class Loader {
   static constexpr int kCluster = Traits::kCluster;
   static constexpr int kStepEntries = Traits::kEntriesPerStep;
   using Step = attend::Step<kStepEntries>;
+  using Full = typename Traits::TransactionBarrier;
 
  public:
   __device__ __forceinline__ Loader(Params const& params, Storage& smem, int rank) : params_(params), smem_(smem), rank_(rank) {}
@@ -41,10 +42,13 @@ class Loader {
         for (int i = 0; i < kStepEntries; ++i) step.entries[i] = {chunk.entries[n + i]};
         wait_for_slot();
         smem_.steps[kv_ring_.slot] = step;
-        load(params_.k, step);
-        if constexpr (Traits::kHalves == 2) {
-          load_v(step);
+        auto& full = expect(Traits::kPairs ? 2 : 1);
+        load(params_.k, step, full);
+        if constexpr (Traits::kPairs) {
+          load(params_.v, step, full);
+          kv_ring_.advance();
         } else {
+          kv_ring_.advance();
           if (has_previous) load_v(previous);
           previous = step;
           has_previous = true;
@@ -87,13 +91,20 @@ class Loader {
 
   __device__ __forceinline__ void load_v(Step const& step) {
     wait_for_slot();
-    load(params_.v, step);
+    load(params_.v, step, expect(1));
+    kv_ring_.advance();
   }
 
-  // One K or V tile into the slot at hand. In a cluster each CTA expects all of it and copies every kCluster-th box, to all of them.
-  __device__ __forceinline__ void load(CUtensorMap const& map, Step const& step) {
+  // The barrier at hand, which now waits for so many K or V tiles.
+  __device__ __forceinline__ Full& expect(int tiles) const {
     auto& full = smem_.kv_full[kv_ring_.slot];
-    arrive_and_expect_at(full, Traits::kKvBytes);
+    arrive_and_expect_at(full, tiles * Traits::kKvBytes);
+    return full;
+  }
+
+  // One K or V tile into the next slot. In a cluster each CTA expects all of it and copies every kCluster-th box, to all of them.
+  __device__ __forceinline__ void load(CUtensorMap const& map, Step const& step, Full& full) {
+    int const slot = Traits::kPairs ? slot_ : kv_ring_.slot;
     CUTE_UNROLL
     for (int i = 0; i < kStepEntries; ++i) {
       // A missing entry is masked by the consumers, but its V must be finite: load the step's first entry again.
@@ -101,7 +112,7 @@ class Loader {
       int const token = (step.entries[i].exists() ? own : first) * Traits::kEntryTokens;
       CUTE_UNROLL
       for (int slab = 0; slab < Traits::kSlabs; ++slab) {
-        auto* const box = smem_.kv + Traits::kv_box_offset(kv_ring_.slot, slab, i);
+        auto* const box = smem_.kv + Traits::kv_box_offset(slot, slab, i);
         auto* const barrier = reinterpret_cast<uint64_t*>(&full);
         uint64_t const keep = hint(TMA::CacheHintSm90::EVICT_LAST);
         if constexpr (kCluster == 1) {
@@ -112,7 +123,7 @@ class Loader {
         }
       }
     }
-    kv_ring_.advance();
+    if constexpr (Traits::kPairs) slot_ = Traits::next_slot(slot_);
   }
 
   __device__ __forceinline__ void wait_for_slot() const { wait_at(smem_.kv_empty[kv_ring_.slot], kv_ring_.phase ^ 1); }
@@ -127,7 +138,8 @@ class Loader {
   int kv_head_ = 0, batch_ = 0;  // of the tile that is open
   Ring<Traits::kChunks> chunk_ring_;
   Ring<Traits::kQStages> q_ring_;
-  Ring<Traits::kKvStages> kv_ring_;
+  Ring<Traits::kLoads> kv_ring_;
+  int slot_ = 0;  // of pairs: where the next tile goes
 };
 
 }  // namespace prism::attend

@@ -105,6 +105,13 @@ struct Traits {
   static constexpr int kHalfN = kTileN / kHalves;  // keys of S
   static_assert(kHalves == 1 || (kLists == 1 && kQStages == 2 && kTileN % 32 == 0 && (kEntriesPerStep == 1 || kEntriesPerStep == 2)));
 
+  // A load is what one barrier tells of: one K or V tile; where steps have halves, K and V of a step, a *pair*, so that a step waits
+  // once. A pair goes into two slots that come free together, since K is given back with V of the step before, once a step.
+  static constexpr bool kPairs = kHalves == 2;
+  static constexpr int kLoads = kPairs ? (kKvStages - 1) / 2 : kKvStages;  // on their way or in use
+  static_assert(!kPairs || kKvStages % 2 == 1, "a pair's slots would not come free together");
+  __device__ __forceinline__ static int next_slot(int slot) { return slot == kKvStages - 1 ? 0 : slot + 1; }
+
   // A slab is as many dims as one swizzle spans, whole token rows of a slab are contiguous, and one TMA box is one slab of one entry.
   static constexpr int kSlabDims = kHeadDim % 64 == 0 ? 64 : 32;
   static constexpr int kSlabs = kHeadDim / kSlabDims;
@@ -178,13 +185,13 @@ struct Traits {
     alignas(1024) Element q[cosize_v<LayoutQ>];
     alignas(1024) Element kv[cosize_v<LayoutK>];
     TransactionBarrier q_full[kQStages];
-    TransactionBarrier kv_full[kKvStages];
+    TransactionBarrier kv_full[kLoads];
     Barrier q_empty[kQStages];
-    Barrier kv_empty[kKvStages + 1];  // the last of a slot that nobody loads
+    Barrier kv_empty[kLoads + 1];  // the last of a slot that nobody loads
     Barrier chunk_full[kChunks];
     Barrier chunk_empty[kChunks];
     Tile tiles[kQStages];
-    Step<kEntriesPerStep> steps[kKvStages];  // of the K tile in each slot
+    Step<kEntriesPerStep> steps[kLoads];  // of the K tile in each
     Chunk chunks[kChunks];
   };
   static_assert(kTeams * sizeof(SharedStorage) <= Config::kSmemBytes, "families/attend.py and SharedStorage disagree");

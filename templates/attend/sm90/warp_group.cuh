@@ -23,7 +23,7 @@ class WarpGroup {
   using Storage = typename Traits::SharedStorage;
   using Tile = typename Traits::Tile;
   using Step = attend::Step<Traits::kEntriesPerStep>;
-  using Slot = Ring<Traits::kKvStages>;  // of a K or V tile, with the phase in which it is loaded
+  using Slot = Ring<Traits::kLoads>;  // of a load, with its phase; but for pairs, of its K or V tile too
   using FragmentO = typename Products<Traits>::FragmentO;
   using FragmentS = typename Products<Traits>::FragmentS;
   using FragmentP = typename Products<Traits>::FragmentP;
@@ -31,13 +31,18 @@ class WarpGroup {
   static constexpr int kRows = Traits::kRowsPerWarpGroup;
   static constexpr int kThreads = 128;  // of this warp group
   static constexpr int kNoSlot = -1;
-  static constexpr int kSpareSlot = Traits::kKvStages;  // in the place of V before a tile's first: to give it back changes nothing
+  static constexpr int kSpareSlot = Traits::kLoads;  // in the place of V before a tile's first: to give it back changes nothing
   static constexpr int kPvSteps = Products<Traits>::kPvSteps;
 
-  // The first step of a tile, whose Q K^T is issued, and the slot of its K.
+  // Where the K of a step lies, and what is given back when it was read; the same but for pairs.
+  struct Keys {
+    int slot, load;
+  };
+
+  // The first step of a tile, whose Q K^T is issued.
   struct Opened {
     Step step;
-    int k_slot;
+    Keys k;
   };
 
   // Named barriers of a team: one a warp group for its turn, one a warp group for its output tile.
@@ -205,6 +210,11 @@ class WarpGroup {
     kv_ring_.advance();
     return slot;
   }
+  __device__ __forceinline__ int next_of_pair() {
+    int const slot = pair_slot_;
+    pair_slot_ = Traits::next_slot(slot);
+    return slot;
+  }
   __device__ __forceinline__ void wait(Slot const& at) const { wait_at(smem_.kv_full[at.slot], at.phase); }
   __device__ __forceinline__ Step wait_step(Slot const& k) const {
     wait(k);
@@ -239,6 +249,7 @@ class WarpGroup {
   int v_slot_ = kNoSlot;       // of the tile's last P V
   Ring<Traits::kQStages> q_ring_;
   Slot kv_ring_;
+  int pair_slot_ = 0;  // of the next K or V of a pair
 };
 
 }  // namespace prism::attend
