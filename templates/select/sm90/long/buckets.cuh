@@ -30,8 +30,8 @@ struct Buckets {
   // columns, below it in even ones. A row of equal values has a deviation of 0.
   static constexpr float kBelow = 2.5f, kAbove = 3.5f, kLeastDeviation = 0x1p-14f;
   // In even rows what lies well above the cut-off is not told apart: lanes that count in one word, the row's last bucket, wait for nobody,
-  // and the other buckets are narrower. So many deviations above where logarithms spread as a normal distribution would have the cut-off, and
-  // as many as the mass of such a row lies above its mean; then the buckets reach this much further down, for so much less above.
+  // and the other buckets are narrower. The last one begins so many deviations above where normally spread logarithms would have the
+  // cut-off, and further by what their mass lies above their mean; for each deviation less above, the first one ends so much further down.
   static constexpr float kBeyond = 1.5f, kFurther = 0.125f;
 
   float slope, offset;  // a value lies at slope * octaves + offset, from 0 to 1
