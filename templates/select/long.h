@@ -78,7 +78,7 @@ void long_launch(SelectParams const& select, DLDevice device) {
   // Long lists are written beside the passes of other rows, in the order in which these end. Shorter ones would cost the passes more than
   // they take once SMs have no more works (docs/performance.md, "Lists beside the passes"): those are in four parts, each head by head,
   // since lists that lie side by side are written faster, by CTAs that ask for more shared memory than a CTA of the passes leaves.
-  constexpr int kBesideBlocks = 3072, kParts = 4;
+  constexpr int kBesideBlocks = 1536, kParts = 4;
   constexpr int64_t kApartBytes = Traits::kPassesBytes - int64_t(sizeof(Storage)) + 1, kMostUnasked = 48 * 1024;
   static_assert(kApartBytes <= kMostUnasked, "more is to be asked for as an attribute of the kernel");
   bool const beside = select.num_k_blocks >= kBesideBlocks;

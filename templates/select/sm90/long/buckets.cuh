@@ -32,7 +32,7 @@ struct Buckets {
   // In even rows what lies well above the cut-off is not told apart: lanes that count in one word, the row's last bucket, wait for nobody,
   // and the other buckets are narrower. The last one begins so many deviations above where normally spread logarithms would have the
   // cut-off, and further by what their mass lies above their mean; for each deviation less above, the first one ends so much further down.
-  static constexpr float kBeyond = 1.5f, kFurther = 0.125f;
+  static constexpr float kBeyond = 1.25f, kFurther = 0.125f;
 
   float slope, offset;  // a value lies at slope * octaves + offset, from 0 to 1
 

@@ -10,7 +10,7 @@ namespace prism {
 struct ListedRow {
   static constexpr int kMost = kListEntries / kOwners;
   static constexpr int kHeld = 32;  // whose values are in registers, loaded and looked at together, group by group
-  static constexpr int kGroup = 8;
+  static constexpr int kGroup = 4;
   static_assert((kMost - kHeld) * kWarpSize <= 16 * Buckets::kStride, "the others, in place of a warp's counts");
 
   uint2 const* list;  // of the row
