@@ -284,7 +284,9 @@ class LongConsumer {
   static_assert(sizeof(RowNotes) <= (Buckets::kStride - Buckets::kCount) * sizeof(uint32_t));
   CUTE_DEVICE RowNotes& notes(int r) const { return *reinterpret_cast<RowNotes*>(counts(r) + Buckets::kCount); }
   // How many values of a row lie in its bracket.
-  CUTE_DEVICE uint32_t* found_of(int r) const { return warp_counts() + RowBits::kStageBytes / 4 + lane() / 4 + RowBits::kNextRow * r; }
+  CUTE_DEVICE uint32_t* found_of(int r) const {
+    return warp_counts() + RowBits::kStageBytes / sizeof(uint32_t) + lane() / 4 + RowBits::kNextRow * r;
+  }
   CUTE_DEVICE uint32_t* warp_counts() const { return smem_.counts[anew(warp_group_)][thread_ / kWarpSize * 16]; }
   // So that what follows from it is computed again where it is wanted: kept through the passes, it would spill.
   CUTE_DEVICE static int anew(int x) {

@@ -179,7 +179,8 @@ struct RowBits {
   static constexpr int kTogether = 8;      // whose values are made before any is looked at: their latencies overlap
   static constexpr int kStageBytes = kHalfColumns * kThreadRows * kWarpSize * 4;  // a warp's values of half a tile, in shared memory
   // Behind them a counter for each of the warp's rows.
-  static constexpr int kNextRow = 8, kFoundBytes = 2 * kNextRow * 4;  // rows from a thread's first to its second
+  static constexpr int kNextRow = 8;  // rows from a thread's first to its second
+  static constexpr int kFoundBytes = kThreadRows * kNextRow * int(sizeof(uint32_t));
   static_assert(kStageBytes + kFoundBytes <= 16 * Buckets::kStride * int(sizeof(uint32_t)), "in place of a warp's counts");
   static constexpr int kFourBytes = kWarpSize * 16;  // from four neighbouring values to the next four: [row][four][lane][4]
 
@@ -191,7 +192,9 @@ struct RowBits {
   uint2* lists;                // of all CTAs
   uint32_t first_entry;        // there, of this thread's first row
   uint32_t stage;              // address: of this lane's first four values
-  uint32_t found;              // address, kStageBytes below: of the first row's counter of values in its bracket, listed or not
+  // Address, kStageBytes below (an instruction adds that; an address more in a register would spill): of the first row's counter of values
+  // in its bracket, listed or not.
+  uint32_t found;
 
   CUTE_DEVICE void start() {
     CUTE_UNROLL
@@ -260,7 +263,8 @@ struct RowBits {
       bool const second = bit >= kHalfColumns;
       uint32_t x, place;
       asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(stage + bit / 4 * kFourBytes + bit % 4 * 4));
-      asm volatile("atom.shared.add.u32 %0, [%1+%2], 1;" : "=r"(place) : "r"(found + (second ? kNextRow * 4u : 0u)), "n"(kStageBytes));
+      uint32_t const counter = found + (second ? kNextRow * uint32_t(sizeof(uint32_t)) : 0u);
+      asm volatile("atom.shared.add.u32 %0, [%1+%2], 1;" : "=r"(place) : "r"(counter), "n"(kStageBytes));
       if (place < kListEntries) {
         lists[first_entry + (second ? uint32_t(kNextRow * kListEntries) : 0u) + place] = make_uint2(x, first_column + bit % kHalfColumns);
       }
