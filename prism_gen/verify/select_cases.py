@@ -141,10 +141,10 @@ SELECT_CASES = (
     ),
     SelectCase(36_900, 36_900, 64, 64, num_q_heads=2, num_kv_heads=1, batch=2),
     SelectCase(70_000, 70_000, 64, 64, num_q_heads=7, num_kv_heads=1, scores="flat"),
-    # From 3072 blocks on lists are written beside the passes of other rows: more works than an H200 has SMs.
+    # Lists after the passes of other rows, and beside them: fewer than two works of them for each of an H200's SMs, and more.
     *(
-        SelectCase(70_000, blocks * 64, 64, 64, num_q_heads=14, num_kv_heads=2, scores="flat")
-        for blocks in (3071, 3072)
+        SelectCase(70_000, 1536 * 64, 64, 64, num_q_heads=7 * heads, num_kv_heads=heads, scores="flat")
+        for heads in (2, 4)
     ),
     SelectCase(300, 1 << 19, 64, 64, num_q_heads=2, num_kv_heads=1),
     SelectCase(129, 1 << 20, 64, 64, num_q_heads=3, num_kv_heads=1, scores="flat"),

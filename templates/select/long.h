@@ -14,7 +14,7 @@ template <int kLeastWords_>
 struct LongRows {
   static constexpr int kLeastWords = kLeastWords_;
 
-  static constexpr int64_t kMostBlocks = 0xffff;  // of a row: numbers of its blocks have 16 bits
+  static constexpr int64_t kMostBlocks = 0xffff;  // of a row
 
   static bool serves(int64_t num_k_blocks) { return num_k_blocks > int64_t(kLeastWords) * 32 && num_k_blocks <= kMostBlocks; }
 };
@@ -75,13 +75,15 @@ void long_launch(SelectParams const& select, DLDevice device) {
   p.lists = reinterpret_cast<uint2*>(scratch + parts.lists);
   p.num_row_tiles = int(parts.row_tiles);
   p.num_tiles = int(parts.tiles);
-  // Long lists are written beside the passes of other rows, in the order in which these end. Shorter ones would cost the passes more than
-  // they take once SMs have no more works (docs/performance.md, "Lists beside the passes"): those are in four parts, each head by head,
-  // since lists that lie side by side are written faster, by CTAs that ask for more shared memory than a CTA of the passes leaves.
-  constexpr int kBesideBlocks = 3072, kParts = 4;
+  // Where each CTA of the passes takes two works or more, lists are written beside the passes of other rows, in the order in which these
+  // end. Elsewhere they would cost the passes more than they take once SMs have no more works (docs/performance.md, step 31 of long rows):
+  // those are in four parts, each head by head, since lists that lie side by side are written faster, by CTAs that ask for more shared
+  // memory than a CTA of the passes leaves.
+  constexpr int kBesideWorks = 2, kParts = 4;
   constexpr int64_t kApartBytes = Traits::kPassesBytes - int64_t(sizeof(Storage)) + 1, kMostUnasked = 48 * 1024;
   static_assert(kApartBytes <= kMostUnasked, "more is to be asked for as an attribute of the kernel");
-  bool const beside = select.num_k_blocks >= kBesideBlocks;
+  int64_t const works = LongWork<Traits>::count(p);
+  bool const beside = works >= kBesideWorks * kMostLongCtas;
   p.list_tiles = beside ? 1 : (p.num_row_tiles + kParts - 1) / kParts;
 
   DeviceGuard const guard(device.device_id);
@@ -93,7 +95,7 @@ void long_launch(SelectParams const& select, DLDevice device) {
   start_early(prepare_long_kernel<Traits>, p, prepare_grid, kPrepareThreads, 0, device);
   auto const kernel = select_long_kernel<Traits, kProbs>;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(sizeof(Storage))), "select shared memory size");
-  int64_t const ctas = std::min<int64_t>(LongWork<Traits>::count(p), kMostLongCtas);
+  int64_t const ctas = std::min<int64_t>(works, kMostLongCtas);
   start_early(kernel, p, dim3(unsigned(ctas)), Traits::kThreads, sizeof(Storage), device);
   // As the kernel before has it: an SM cannot change its carve-out while it has work.
   auto const emit = emit_long_kernel<kProbs>;

@@ -29,7 +29,9 @@ struct RowBracket {
     low = max(min(value(stretch.low), kBound - 1u), 1u);  // hidden columns hold 0
     high = max(min(value(stretch.high), kBound - 1u) + 1u, low + 1u);
   }
-  // Of a row that fits into the lists whole.
+  // Of a row that is listed whole: of so few columns that its sample tells little.
+  static constexpr int kWholeColumns = 48;
+  static_assert(kWholeColumns <= kListEntries);
   CUTE_DEVICE void take_whole() { low = 1, high = kBound; }
 
   // Takes in the sums at and above both ends, the number of the values between them, and whether all of them are listed. Returns

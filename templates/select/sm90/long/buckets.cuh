@@ -29,12 +29,23 @@ struct Buckets {
   // Of the deviation of a row's sample, about its mean: what is to be resolved. The cut-off lies above the mean in rows of few strong
   // columns, below it in even ones. A row of equal values has a deviation of 0.
   static constexpr float kBelow = 2.5f, kAbove = 3.5f, kLeastDeviation = 0x1p-14f;
+  // In even rows what lies well above the cut-off is not told apart: lanes that count in one word, the row's last bucket, wait for nobody,
+  // and the other buckets are narrower. The last one begins so many deviations above where normally spread logarithms would have the
+  // cut-off, and further by what their mass lies above their mean; for each deviation less above, the first one ends so much further down:
+  // hardly an even row of 2048 values has any there, which are not known well. (By simulation; with
+  // 1.25 more rows have their cut-off above, where one strong column is not of the sample.)
+  static constexpr float kBeyond = 1.5f, kFurther = 0.3f;
 
   float slope, offset;  // a value lies at slope * octaves + offset, from 0 to 1
 
-  CUTE_DEVICE static Buckets about(float mean, float deviation) {
-    float const width = fmaxf(deviation, kLeastDeviation), slope = 1.f / ((kBelow + kAbove) * width);
-    return {slope, (kBelow * width - mean) * slope};
+  CUTE_DEVICE static Buckets about(float mean, float deviation, float threshold) {
+    constexpr float kLn2 = 0.6931472f;
+    constexpr float kNormal = 1.f / 1.7f;  // times a quantile of the logistic distribution: about that of the normal one
+    constexpr float kLeastAbove = -1.f;    // however near to 1 the threshold is, the buckets have a width
+    float const mass = kLn2 * deviation, cutoff = mass + kNormal * __logf(1.f / threshold - 1.f);
+    float const above = fminf(fmaxf(cutoff + mass + kBeyond, kLeastAbove), kAbove), below = kBelow + kFurther * (kAbove - above);
+    float const width = fmaxf(deviation, kLeastDeviation), slope = 1.f / ((below + above) * width);
+    return {slope, (below * width - mean) * slope};
   }
   CUTE_DEVICE float step() const { return 1.f / (slope * float(kCount - 1)); }
   CUTE_DEVICE float first() const { return -offset / slope; }
@@ -66,6 +77,8 @@ CUTE_DEVICE Stretch find_stretch(Buckets const& buckets, uint32_t const* counts,
   constexpr float kLongDeviation = 2.f, kDeviation = 2.5f, kMostValues = 46.f, kBend = 0.01f;
   constexpr float kTop = 32.f;  // values from the bracket up: so few are taken whole, since the next larger one may lie octaves above
   constexpr float kMargin = 0.15f;                   // of a bucket
+  constexpr float kPlaces = 2.9f;        // five deviations of a value's place in its bucket, in halves of the bucket
+  constexpr float kLeastUnsure = 0.05f;  // values: for scores of high halves, which may be wrong by a hundredth of a deviation
   int const own_first = owner() * kOwn;
   // Values of bucket b are 2^(first + b * step) on average, and by `wide` more since they are spread over the bucket. The values below the
   // cut-off add up to what is not kept, so it is at least their mean.
@@ -120,8 +133,12 @@ CUTE_DEVICE Stretch find_stretch(Buckets const& buckets, uint32_t const* counts,
   float const slope = fmaf(step, kLn2, float(count(bucket + 1) - count(bucket - 1)) / (2.f * here));
   float const place = fabsf(slope) < 0.1f ? fmaf(slope * 0.5f * part_place, 1.f - part_place, part_place)
                                           : __logf(fmaf(part_place, __expf(fminf(slope, 20.f)) - 1.f, 1.f)) / slope;
+  // How far, in values like those here, the mass below the bucket may be off: each value lies somewhere in its bucket, those of the first
+  // one anywhere below it. A cut-off further than that from both ends of its bucket lies inside it.
+  float const unsure = fmaf(kPlaces * half, sqrtf(left * here / part), float(count(0)) * exp2f(-float(bucket) * step) + kLeastUnsure);
+  bool const sure = bucket > 0 && bucket < kLast && fminf(part_place, 1.f - part_place) * here > unsure;
   #pragma unroll 1
-  while (values < kFew && more < kMostMore) {
+  while (!sure && values < kFew && more < kMostMore) {
     ++more;
     values += count(bucket - more) + count(bucket + more);
   }
@@ -129,12 +146,14 @@ CUTE_DEVICE Stretch find_stretch(Buckets const& buckets, uint32_t const* counts,
   float const margin = fminf(deviation * rsqrtf(here) + kBend, kMostValues / here);  // of the bucket
   bool const inside = more == 0 && here >= kMany;
   float const top = from(bucket - more);  // every lane, before any branch
-  bool const endless = bucket + more >= kLast || top <= kTop;
-  float const down = inside ? place - margin : fminf(place - kMargin, -float(more) - (more > 0 ? kMargin : 0.f));
-  float const up = inside ? place + margin : fmaxf(place + kMargin, 1.f + float(more) + (more > 0 ? kMargin : 0.f));
-  if (strong <= kMostStrong && least_bucket > 0) return {least - 0.01f, INFINITY};  // few strong values: all from there on
+  bool const endless = !sure && (bucket + more >= kLast || top <= kTop);
+  float down = inside ? place - margin : fminf(place - kMargin, -float(more) - (more > 0 ? kMargin : 0.f));
+  float up = inside ? place + margin : fmaxf(place + kMargin, 1.f + float(more) + (more > 0 ? kMargin : 0.f));
+  if (sure) down = fmaxf(place - margin, -kMargin), up = fminf(place + margin, 1.f + kMargin);
+  float const bottom = least - 0.01f;  // the cut-off is at least the mean of what is not kept
+  if (strong <= kMostStrong && least_bucket > 0) return {bottom, INFINITY};  // few strong values: all from there on
   float const origin = first + (float(bucket) - 0.5f) * step;
-  return {bucket - more <= 0 ? -INFINITY : fmaf(down, step, origin), endless ? INFINITY : fmaf(up, step, origin)};
+  return {bucket - more <= 0 ? bottom : fmaxf(fmaf(down, step, origin), bottom), endless ? INFINITY : fmaf(up, step, origin)};
 }
 
 }  // namespace prism

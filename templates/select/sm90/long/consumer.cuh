@@ -57,7 +57,7 @@ class LongConsumer {
       }
       uint32_t const sum_high = of_own_row(bits.sum_high), sum_low = sum_high + of_own_row(bits.sum_between);
       uint32_t const target = share_of(of_own_row(bits.total), item().threshold);
-      int const found = bits.found_of(own_row());
+      int const found = int(*found_of(own_row()));
       RowBracket::Known now;
       if (turn > 1) now = known(own_row());
       __syncwarp();
@@ -88,6 +88,7 @@ class LongConsumer {
     }
     RowSums sums;
     sums.start();
+    sums.threshold = item().threshold;
     __syncwarp();  // the counts of the item before have been read
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
@@ -129,7 +130,7 @@ class LongConsumer {
     // A threshold of 1 or more (or NaN) keeps all, and so does a row of NaN.
     if (!is_row(own_row()) || !(threshold > 0.f && threshold < 1.f) || !(mass > 0.f && mass < INFINITY)) {
       bracket.decide(!(threshold <= 0.f));
-    } else if (sees <= kListEntries) {
+    } else if (sees <= RowBracket::kWholeColumns) {
       bracket.take_whole();
     } else {
       bracket.guess(stretch, of_own_row(units));
@@ -142,7 +143,10 @@ class LongConsumer {
     bits.lists = params_.lists;
     bits.first_entry = first_entry(0);
     bits.stage = cute::cast_smem_ptr_to_uint(warp_counts()) + lane() * 16;
+    bits.found = cute::cast_smem_ptr_to_uint(found_of(0)) - RowBits::kStageBytes;
     __syncwarp();  // the counts have been read
+    if (thread_ % 4 < kThreadRows) *found_of(thread_ % 4) = 0;
+    __syncwarp();
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {  // of the quad's r-th thread, which has that row for its own
       bits.low[r] = __shfl_sync(kFullWarp, bracket.low, r, 4);
@@ -213,7 +217,7 @@ class LongConsumer {
   // Tells the warps that write lists that this one has written its part of an item's masks.
   CUTE_DEVICE void tell_masked(uint32_t* masked) const {
     __syncwarp();
-    if (lane() == 0) asm volatile("fence.acq_rel.gpu; red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(masked) : "memory");
+    if (lane() == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(masked) : "memory");
   }
 
   // f(scores, tile): for each tile that the warp group sees; hidden scores are -inf. begin: 0, or -1 if a sample, which all rows see whole,
@@ -246,10 +250,12 @@ class LongConsumer {
     }
   }
 
-  // Tells the other warps and the loader whether this thread wants one more pass. verdict: its number, from 1 on.
+  // Tells the other warps and the loader whether this warp wants one more pass. verdict: its number, from 1 on.
   CUTE_DEVICE void tell_verdict(uint32_t verdict, bool again) {
-    if (again) smem_.again[verdict % 2] = verdict;
-    arrive_warp_at(smem_.verdict);
+    bool const any = __any_sync(kFullWarp, again);
+    if (lane() != 0) return;
+    if (any) smem_.again[verdict % 2] = verdict;
+    arrive_at(smem_.verdict);
   }
   // Whether any has said so.
   CUTE_DEVICE bool hear_verdict(uint32_t verdict) {
@@ -277,6 +283,10 @@ class LongConsumer {
   };
   static_assert(sizeof(RowNotes) <= (Buckets::kStride - Buckets::kCount) * sizeof(uint32_t));
   CUTE_DEVICE RowNotes& notes(int r) const { return *reinterpret_cast<RowNotes*>(counts(r) + Buckets::kCount); }
+  // How many values of a row lie in its bracket.
+  CUTE_DEVICE uint32_t* found_of(int r) const {
+    return warp_counts() + RowBits::kStageBytes / sizeof(uint32_t) + lane() / 4 + RowBits::kNextRow * r;
+  }
   CUTE_DEVICE uint32_t* warp_counts() const { return smem_.counts[anew(warp_group_)][thread_ / kWarpSize * 16]; }
   // So that what follows from it is computed again where it is wanted: kept through the passes, it would spill.
   CUTE_DEVICE static int anew(int x) {

@@ -9,16 +9,19 @@ namespace prism {
 // A thread's part of its own row's list: two entries of every four, 16 bytes.
 struct ListedRow {
   static constexpr int kMost = kListEntries / kOwners;
-  static constexpr int kHeld = 32;  // whose values are in registers, loaded and looked at all together
+  static constexpr int kHeld = 32;  // whose values are in registers, loaded and looked at together, group by group
+  static constexpr int kGroup = 4;
   static_assert((kMost - kHeld) * kWarpSize <= 16 * Buckets::kStride, "the others, in place of a warp's counts");
 
   uint2 const* list;  // of the row
   int found;          // its entries
   uint32_t* more;     // shared memory for the values beyond those held, of every kWarpSize words this lane's
   uint32_t held[kHeld], column[kHeld];  // value 0 behind the list's end
+  int most;  // entries of the warp's longest list: groups behind them are left out
 
   CUTE_DEVICE void load(uint2 const* entries, int number, uint32_t* room) {
     list = entries, found = number, more = room;
+    most = int(__reduce_max_sync(kFullWarp, uint32_t(found)));
     CUTE_UNROLL
     for (int i = 0; i < kHeld; i += 2) {
       uint4 two = make_uint4(0, 0, 0, 0);
@@ -47,8 +50,7 @@ struct ListedRow {
         CUTE_UNROLL
         for (int i = 0; i < kProbes; ++i) add_if_at_least(sum[i], value, probe[i]);
       };
-      CUTE_UNROLL
-      for (int i = 0; i < kHeld; ++i) add(held[i]);
+      each_held([&](int i) { add(held[i]); });
       #pragma unroll 1
       for (int i = kHeld; place(i) < found; ++i) add(more_of(i));
       __syncwarp();
@@ -65,26 +67,34 @@ struct ListedRow {
   CUTE_DEVICE void keep(Cutoff const& cutoff, uint32_t* kept) const {
     bool const ties = cutoff.ties != kAllTies;
     uint32_t const from = max(cutoff.value + (ties ? 1u : 0u), 1u);  // values from here on are kept
-    CUTE_UNROLL
-    for (int i = 0; i < kHeld; ++i) add_column(kept, column[i], held[i] >= from);
+    each_held([&](int i) { add_column(kept, column[i], held[i] >= from); });
     #pragma unroll 2
     for (int i = kHeld; place(i) < found; ++i) add_column(kept, entry(i).y, more_of(i) >= from);
     if (ties) keep_ties(cutoff, kept);
   }
 
  private:
+  // f(i), of the held values.
+  template <class F>
+  CUTE_DEVICE void each_held(F const& f) const {
+    CUTE_UNROLL
+    for (int group = 0; group < kHeld; group += kGroup) {
+      if (most <= group * kOwners) break;
+      CUTE_UNROLL
+      for (int i = group; i < group + kGroup; ++i) f(i);
+    }
+  }
   CUTE_DEVICE int place(int i) const { return (i / 2 * kOwners + owner()) * 2 + i % 2; }
   CUTE_DEVICE uint2 const& entry(int i) const { return list[place(i)]; }
   CUTE_DEVICE uint32_t& more_of(int i) const { return more[(i - kHeld) * kWarpSize]; }
 
   CUTE_DEVICE uint32_t largest() const {
-    uint32_t most = 0;
-    CUTE_UNROLL
-    for (int i = 0; i < kHeld; ++i) most = max(most, held[i]);
+    uint32_t value = 0;
+    each_held([&](int i) { value = max(value, held[i]); });
     #pragma unroll 2
-    for (int i = kHeld; place(i) < found; ++i) most = max(most, more_of(i));
+    for (int i = kHeld; place(i) < found; ++i) value = max(value, more_of(i));
     __syncwarp();
-    return max(most, of_other_owner(most));
+    return max(value, of_other_owner(value));
   }
 
   // Between two values, in octaves or nearly so. From 2^24 on rounding may put probes out of order, which costs turns.

@@ -20,7 +20,7 @@ __global__ void __maxnreg__(Traits::launch_registers(kProbs)) select_long_kernel
   auto& smem = *reinterpret_cast<typename Traits::SharedStorage*>(smem_bytes);
   constexpr int kConsumerWarps = 4 * Traits::kWarpGroups;
   if (threadIdx.x == 0) {
-    smem.q_full.init(1);  // the loader, and the bytes it announced
+    smem.q_full.init(Traits::kWarpGroups);  // lanes of the loader, one an item, and the bytes that the first announced
     smem.q_empty.init(Traits::kConsumers);
     smem.verdict.init(kConsumerWarps);
     smem.again[0] = smem.again[1] = 0;

@@ -27,12 +27,16 @@ class LongLoader {
     int index = int(blockIdx.x);
     uint32_t verdicts = 0;
     Work work = Work::at(params_, index);
-    await_previous_kernels();
-    launch_dependents();  // behind the wait: emit.cuh looks at counters that prepare has cleared by then, and waits for them alone
+    bool first = true;
     #pragma unroll 1
     for (; index < count; index = next(), work = Work::at(params_, index)) {
       int const item = min(lane_, work.num_items - 1), q_row = work.q_row(params_, item), row_tile = work.row_tile(params_, item);
       int const first_sees = work.first_sees(params_, row_tile), last_sees = work.last_sees(params_, row_tile);
+      if (first) {
+        await_previous_kernels();
+        launch_dependents();  // behind the wait: emit.cuh looks at counters that prepare has cleared by then, and waits for them alone
+        first = false;
+      }
       wait_at(smem_.q_empty, q_ring_.phase ^ 1);
       if (lane_ < work.num_items) load_queries(work, q_row, row_tile);
       auto& job = smem_.job;
@@ -43,8 +47,8 @@ class LongLoader {
         bool const some = lane_ < work.num_items;
         job.items[lane_] = {q_row,     row_tile * kLongRows, some ? first_sees : 0, some ? last_sees : 0,
                             threshold, scale * facts.down,   scale * error};
+        if (lane_ > 0) arrive_at(smem_.q_full);  // each for what it has written; lane 0 below
       }
-      __syncwarp();  // lane 0 tells of what the others have written
       // The first item is the longest. A sample is the last tile that all rows see whole: what is near is often unlike what is far.
       int const num_tiles = (__shfl_sync(kFullWarp, last_sees, 0) + kLongColumns - 1) / kLongColumns;
       int const sample = max(__shfl_sync(kFullWarp, first_sees, work.num_items - 1) / kLongColumns - 1, 0);
@@ -61,10 +65,8 @@ class LongLoader {
       q_ring_.advance();
     }
     wait_at(smem_.q_empty, q_ring_.phase ^ 1);
-    if (lane_ == 0) {
-      smem_.job.num_items = 0;
-      arrive_at(smem_.q_full);
-    }
+    if (lane_ == 0) smem_.job.num_items = 0;
+    if (lane_ < Traits::kWarpGroups) arrive_at(smem_.q_full);
   }
 
  private:

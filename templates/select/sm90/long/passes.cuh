@@ -60,6 +60,7 @@ struct Moments {
 struct RowSums {
   static constexpr float kMostSum = 0x1p60f;  // of a tile: beyond it the point moves
 
+  float threshold;
   float scale[kThreadRows];  // from a score to a logit in octaves
   float reference[kThreadRows], total[kThreadRows];
   Buckets buckets[kThreadRows];  // in octaves from the reference point
@@ -165,7 +166,7 @@ struct RowSums {
         if (threadIdx.x % 4 == 0) *samples[r] = now;
       } else {
         Moments const both = samples[r]->with(now);
-        buckets[r] = Buckets::about(both.mean - reference[r], sqrtf(both.variance));
+        buckets[r] = Buckets::about(both.mean - reference[r], sqrtf(both.variance), threshold);
       }
     }
     __syncwarp();
@@ -177,25 +178,27 @@ struct RowBits {
   static constexpr int kHalfColumns = 16;  // of a tile, that are looked at before what they list is written
   static constexpr int kTogether = 8;      // whose values are made before any is looked at: their latencies overlap
   static constexpr int kStageBytes = kHalfColumns * kThreadRows * kWarpSize * 4;  // a warp's values of half a tile, in shared memory
-  static_assert(kStageBytes <= 16 * Buckets::kStride * int(sizeof(uint32_t)), "in place of a warp's counts");
+  // Behind them a counter for each of the warp's rows.
+  static constexpr int kNextRow = 8;  // rows from a thread's first to its second
+  static constexpr int kFoundBytes = kThreadRows * kNextRow * int(sizeof(uint32_t));
+  static_assert(kStageBytes + kFoundBytes <= 16 * Buckets::kStride * int(sizeof(uint32_t)), "in place of a warp's counts");
   static constexpr int kFourBytes = kWarpSize * 16;  // from four neighbouring values to the next four: [row][four][lane][4]
 
   float scale[kThreadRows], shift[kThreadRows];  // from a score to log2 of its fixed-point value
   uint32_t low[kThreadRows], high[kThreadRows];
   uint32_t total[kThreadRows];  // of all values; these sums are of this thread
   uint32_t sum_high[kThreadRows], sum_between[kThreadRows];  // until end(), sum_between[0] is that of both rows
-  uint32_t found;              // values of the rows in their brackets, listed or not: 16 bits of each row
   uint32_t kept[kThreadRows];  // of the tile
   uint2* lists;                // of all CTAs
   uint32_t first_entry;        // there, of this thread's first row
   uint32_t stage;              // address: of this lane's first four values
-
-  CUTE_DEVICE int found_of(int r) const { return int(found >> r * 16 & 0xffffu); }
+  // Address, kStageBytes below (an instruction adds that; an address more in a register would spill): of the first row's counter of values
+  // in its bracket, listed or not.
+  uint32_t found;
 
   CUTE_DEVICE void start() {
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) total[r] = sum_high[r] = sum_between[r] = 0;
-    found = 0;
   }
 
   // Once a pass is over.
@@ -251,28 +254,19 @@ struct RowBits {
     return x;
   }
 
-  // Lists what half a tile has in the brackets; the threads of a quad one after the other.
+  // Lists what half a tile has in the brackets, in any order: what follows from a list does not depend on it.
   CUTE_DEVICE void append(uint32_t open, int first_column) {
     static_assert(kHalfColumns == 16 && kThreadRows == 2);
-    uint32_t const own = uint32_t(__popc(open & 0xffffu)) | uint32_t(__popc(open >> 16)) << 16;
-    uint32_t end = own;
-    CUTE_UNROLL
-    for (int offset = 1; offset < 4; offset *= 2) {
-      uint32_t const other = __shfl_up_sync(kFullWarp, end, offset, 4);
-      if (int(threadIdx.x % 4) >= offset) end += other;
-    }
-    uint32_t next = found + end - own;
-    found += __shfl_sync(kFullWarp, end, 3, 4);
     #pragma unroll 1
     for (; open != 0; open &= open - 1) {
       uint32_t const bit = uint32_t(__ffs(int(open)) - 1);
       bool const second = bit >= kHalfColumns;
-      uint32_t x;
+      uint32_t x, place;
       asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(stage + bit / 4 * kFourBytes + bit % 4 * 4));
-      uint32_t const place = second ? next >> 16 : next & 0xffffu;
-      next += second ? 1u << 16 : 1u;
+      uint32_t const counter = found + (second ? kNextRow * uint32_t(sizeof(uint32_t)) : 0u);
+      asm volatile("atom.shared.add.u32 %0, [%1+%2], 1;" : "=r"(place) : "r"(counter), "n"(kStageBytes));
       if (place < kListEntries) {
-        lists[first_entry + (second ? 8u * kListEntries : 0u) + place] = make_uint2(x, first_column + bit % kHalfColumns);
+        lists[first_entry + (second ? uint32_t(kNextRow * kListEntries) : 0u) + place] = make_uint2(x, first_column + bit % kHalfColumns);
       }
       sum_between[0] += x;
       sum_between[1] += second ? x : 0u;

@@ -92,7 +92,7 @@ struct LongTraits {
   struct SharedStorage {
     alignas(1024) Element q[cute::cosize_v<LayoutQ>];
     alignas(1024) Element k[cute::cosize_v<LayoutK>];
-    // With RowNotes behind each row's; then the warps' values of half a tile, then of lists.
+    // With RowNotes behind each row's; then the warps' values of half a tile, and how many each row has listed; then those of lists.
     alignas(16) uint32_t counts[kWarpGroups][kLongRows][Buckets::kStride];
     RowBracket::Known known[kWarpGroups][kLongRows];
     TransactionBarrier q_full;
