@@ -35,15 +35,20 @@ struct Buckets {
   // hardly an even row of 2048 values has any there, which are not known well. (By simulation; with
   // 1.25 more rows have their cut-off above, where one strong column is not of the sample.)
   static constexpr float kBeyond = 1.5f, kFurther = 0.3f;
+  // Octaves above the mean. A row is even only if no column, also none that the sample lacks, can be more: one that outweighs the others
+  // moves the cut-off to where even rows do not tell values apart.
+  static constexpr float kMostEven = 8.f;
 
   float slope, offset;  // a value lies at slope * octaves + offset, from 0 to 1
 
-  CUTE_DEVICE static Buckets about(float mean, float deviation, float threshold) {
+  // most: octaves above the mean that no value exceeds.
+  CUTE_DEVICE static Buckets about(float mean, float deviation, float most, float threshold) {
     constexpr float kLn2 = 0.6931472f;
     constexpr float kNormal = 1.f / 1.7f;  // times a quantile of the logistic distribution: about that of the normal one
     constexpr float kLeastAbove = -1.f;    // however near to 1 the threshold is, the buckets have a width
     float const mass = kLn2 * deviation, cutoff = mass + kNormal * __logf(1.f / threshold - 1.f);
-    float const above = fminf(fmaxf(cutoff + mass + kBeyond, kLeastAbove), kAbove), below = kBelow + kFurther * (kAbove - above);
+    float const wanted = most <= kMostEven ? fmaxf(cutoff + mass + kBeyond, kLeastAbove) : kAbove;
+    float const above = fminf(wanted, kAbove), below = kBelow + kFurther * (kAbove - above);
     float const width = fmaxf(deviation, kLeastDeviation), slope = 1.f / ((below + above) * width);
     return {slope, (below * width - mean) * slope};
   }

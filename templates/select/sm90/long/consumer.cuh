@@ -109,8 +109,8 @@ class LongConsumer {
     __syncwarp();
     each_tile<false>(smem_.job.sample > 0 ? -1 : 0, [&](auto const& acc, int tile) {
       using Step = RowSums::Step;
-      Moments* const samples[] = {&notes(0).sample, &notes(1).sample};
-      sums.add(acc, tile < 0 ? Step::kSample : tile == 0 ? Step::kFirst : Step::kOther, samples);
+      RowNotes* const both[] = {&notes(0), &notes(1)};
+      sums.add(acc, tile < 0 ? Step::kSample : tile == 0 ? Step::kFirst : Step::kOther, both);
     });
     __syncwarp();
     int const counted = (item().last_sees + kLongColumns - 1) / kLongColumns * kLongColumns;
@@ -260,9 +260,8 @@ class LongConsumer {
   // Whether any has said so.
   CUTE_DEVICE bool hear_verdict(uint32_t verdict) {
     wait_at(smem_.verdict, (verdict - 1) % 2);
-    bool const again = smem_.again[verdict % 2] == verdict;
-    __syncwarp();  // products take whole warps
-    return again;
+    bool const again = lane() == 0 && smem_.again[verdict % 2] == verdict;
+    return __shfl_sync(kFullWarp, again, 0);  // read where it was told of; and products take whole warps
   }
 
   // Until q_empty. Not kept: registers are short.
@@ -277,10 +276,6 @@ class LongConsumer {
   CUTE_DEVICE RowBracket::Known& known(int r) const { return smem_.known[warp_group_][place_of(r)]; }  // registers are short
   CUTE_DEVICE uint32_t* counts(int r) const { return smem_.counts[anew(warp_group_)][place_of(r)]; }
   // Behind a row's counts.
-  struct RowNotes {
-    Moments sample;
-    float error;  // in octaves, of a score of the first pass
-  };
   static_assert(sizeof(RowNotes) <= (Buckets::kStride - Buckets::kCount) * sizeof(uint32_t));
   CUTE_DEVICE RowNotes& notes(int r) const { return *reinterpret_cast<RowNotes*>(counts(r) + Buckets::kCount); }
   // How many values of a row lie in its bracket.

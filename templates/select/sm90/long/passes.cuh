@@ -4,6 +4,7 @@
 
 #include "select/long_params.h"
 #include "select/sm90/long/bracket.cuh"
+#include "select/sm90/long/traits.cuh"
 
 #include <cute/tensor.hpp>
 
@@ -54,6 +55,12 @@ struct Moments {
   }
 };
 
+// What is known of a row before the first pass counts its values.
+struct RowNotes {
+  Moments sample;
+  float error;  // in octaves, of a score of the first pass
+};
+
 // The first pass: a row's sum of exponentials, and counts of its values, from scores of high halves: it tells where to look, and about what
 // the row adds up to. Exponents are counted from a reference point, the largest logit of the row's sample and first tile or so,
 // which moves only where a later tile outgrows it by far.
@@ -75,15 +82,14 @@ struct RowSums {
     }
   }
 
-  // A tile. step: kSample, of a tile that comes again, kFirst, of the row's first one, or kOther. samples: what is known of a sample, for
-  // both rows. A row moves by its own logits alone. (Where a row of the warp moved, or holds a NaN, a tile's values
+  // A tile. step: kSample, of a tile that comes again, kFirst, of the row's first one, or kOther. notes: of both rows. A row moves by its own logits alone. (Where a row of the warp moved, or holds a NaN, a tile's values
   // are counted twice.)
   enum class Step { kSample, kFirst, kOther };
   template <class Tensor>
-  CUTE_DEVICE void add(Tensor const& acc, Step step, Moments* const (&samples)[kThreadRows]) {
+  CUTE_DEVICE void add(Tensor const& acc, Step step, RowNotes* const (&notes)[kThreadRows]) {
     float sum[kThreadRows];
     bool moved = false;
-    if (step != Step::kOther) measure(acc, step, samples);
+    if (step != Step::kOther) measure(acc, step, notes);
     if (step == Step::kSample) return;
     #pragma unroll 1
     for (;;) {
@@ -144,7 +150,7 @@ struct RowSums {
 
   // What every second column shows: a point for rows that have none, or a lower one, and where to count.
   template <class Tensor>
-  CUTE_DEVICE void measure(Tensor const& acc, Step step, Moments* const (&samples)[kThreadRows]) {
+  CUTE_DEVICE void measure(Tensor const& acc, Step step, RowNotes* const (&notes)[kThreadRows]) {
     constexpr int kEvery = 2;  // of 64 columns of a tile a deviation is known to a twelfth
     float most[kThreadRows] = {-INFINITY, -INFINITY}, visible[kThreadRows] = {}, first[kThreadRows] = {}, second[kThreadRows] = {};
     each_score<kEvery>(acc, [&](int, int r, float score) { most[r] = fmaxf(most[r], score); });
@@ -163,10 +169,11 @@ struct RowSums {
       float const number = quad_sum(visible[r]), mean = quad_sum(first[r]) / number;
       Moments const now{number, mean + reference[r], fmaxf(quad_sum(second[r]) / number - mean * mean, 0.f)};
       if (step == Step::kSample) {
-        if (threadIdx.x % 4 == 0) *samples[r] = now;
+        if (threadIdx.x % 4 == 0) notes[r]->sample = now;
       } else {
-        Moments const both = samples[r]->with(now);
-        buckets[r] = Buckets::about(both.mean - reference[r], sqrtf(both.variance), threshold);
+        Moments const both = notes[r]->sample.with(now);
+        float const most = notes[r]->error * (1.f / kHighError) - both.mean;  // the product of the largest lengths
+        buckets[r] = Buckets::about(both.mean - reference[r], sqrtf(both.variance), most, threshold);
       }
     }
     __syncwarp();
