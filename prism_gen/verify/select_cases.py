@@ -141,7 +141,7 @@ SELECT_CASES = (
     ),
     SelectCase(36_900, 36_900, 64, 64, num_q_heads=2, num_kv_heads=1, batch=2),
     SelectCase(70_000, 70_000, 64, 64, num_q_heads=7, num_kv_heads=1, scores="flat"),
-    # Lists after the passes of other rows, and beside them: fewer than two works of them for each of an H200's SMs, and more.
+    # Lists after the passes of other rows, and beside them: where each of an H200's SMs has two works of these or more.
     *(
         SelectCase(70_000, 1536 * 64, 64, 64, num_q_heads=7 * heads, num_kv_heads=heads, scores="flat")
         for heads in (2, 4)
