@@ -32,8 +32,7 @@ struct Buckets {
   // In even rows what lies well above the cut-off is not told apart: lanes that count in one word, the row's last bucket, wait for nobody,
   // and the other buckets are narrower. The last one begins so many deviations above where normally spread logarithms would have the
   // cut-off, and further by what their mass lies above their mean; for each deviation less above, the first one ends so much further down:
-  // hardly an even row of 2048 values has any there, which are not known well. (By simulation; with
-  // 1.25 more rows have their cut-off above, where one strong column is not of the sample.)
+  // hardly an even row of 2048 values has any there, which are not known well. (Simulated; with 1.25 more rows have their cut-off above.)
   static constexpr float kBeyond = 1.5f, kFurther = 0.3f;
   // Octaves above the mean. A row is even only if no column, also none that the sample lacks, can be more: one that outweighs the others
   // moves the cut-off to where even rows do not tell values apart.

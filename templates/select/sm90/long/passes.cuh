@@ -82,8 +82,8 @@ struct RowSums {
     }
   }
 
-  // A tile. step: kSample, of a tile that comes again, kFirst, of the row's first one, or kOther. notes: of both rows. A row moves by its own logits alone. (Where a row of the warp moved, or holds a NaN, a tile's values
-  // are counted twice.)
+  // A tile. step: kSample, of a tile that comes again, kFirst, of the row's first one, or kOther. notes: of both rows. A row moves by its
+  // own logits alone. (Where a row of the warp moved, or holds a NaN, a tile's values are counted twice.)
   enum class Step { kSample, kFirst, kOther };
   template <class Tensor>
   CUTE_DEVICE void add(Tensor const& acc, Step step, RowNotes* const (&notes)[kThreadRows]) {
