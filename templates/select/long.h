@@ -14,7 +14,7 @@ template <int kLeastWords_>
 struct LongRows {
   static constexpr int kLeastWords = kLeastWords_;
 
-  static constexpr int64_t kMostBlocks = 0xffff;  // of a row
+  static constexpr int64_t kMostBlocks = 0xffff;  // of a row: longer ones have not been tried here
 
   static bool serves(int64_t num_k_blocks) { return num_k_blocks > int64_t(kLeastWords) * 32 && num_k_blocks <= kMostBlocks; }
 };

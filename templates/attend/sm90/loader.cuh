@@ -102,7 +102,8 @@ class Loader {
     return full;
   }
 
-  // One K or V tile into the slot at hand, which for pairs moves on. In a cluster each CTA expects all of it and copies every kCluster-th box, to all of them.
+  // One K or V tile into the slot at hand, which for pairs moves on. In a cluster each CTA expects all of it and copies every
+  // kCluster-th box, to all of them.
   __device__ __forceinline__ void load(CUtensorMap const& map, Step const& step, Full& full) {
     int const slot = Traits::kPairs ? slot_ : kv_ring_.slot;
     CUTE_UNROLL
