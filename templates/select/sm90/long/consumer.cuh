@@ -22,6 +22,7 @@ class LongConsumer {
         products_(smem, warp_group) {}
 
   CUTE_DEVICE void run() {
+    if (warp_group_ == Traits::kWarpGroups - 1) products_.pass_turn();  // the first may begin
     #pragma unroll 1
     for (;;) {
       uint32_t& next = smem_.q_phase[warp_group_ * 4 + thread_ / kWarpSize];
@@ -29,7 +30,7 @@ class LongConsumer {
       __syncwarp();
       if (lane() == 0) next = phase ^ 1;
       wait_at(smem_.q_full, phase);
-      if (smem_.job.num_items == 0) break;
+      if (of_warp(smem_.job.num_items) == 0) break;
       take();
     }
   }
@@ -80,40 +81,42 @@ class LongConsumer {
 
   CUTE_DEVICE void first_pass(RowBracket& bracket, RowBits& bits) {
     SelectParams const& p = params_.select;
-    float energy[kThreadRows], band_energy[kThreadRows];  // on their way while counts are cleared
-    CUTE_UNROLL
-    for (int r = 0; r < kThreadRows; ++r) {
-      float const* energies = p.q_energy + (int64_t(item().q_row) * p.num_q_blocks + q_block(r)) * kComponents;
-      energy[r] = __ldg(energies + kAllDims), band_energy[r] = __ldg(energies + smem_.job.band);
-    }
     RowSums sums;
-    sums.start();
-    sums.threshold = item().threshold;
-    __syncwarp();  // the counts of the item before have been read
-    CUTE_UNROLL
-    for (int r = 0; r < kThreadRows; ++r) {
+    auto const start = [&] {
+      float energy[kThreadRows], band_energy[kThreadRows];  // on their way while counts are cleared
       CUTE_UNROLL
-      for (int i = 0; i < Buckets::kCount; i += 16) {
-        auto& four = reinterpret_cast<uint4&>(counts(r)[i + thread_ % 4 * 4]);
-        four = make_uint4(Buckets::kNone, Buckets::kNone, Buckets::kNone, Buckets::kNone);
+      for (int r = 0; r < kThreadRows; ++r) {
+        float const* energies = p.q_energy + (int64_t(item().q_row) * p.num_q_blocks + q_block(r)) * kComponents;
+        energy[r] = __ldg(energies + kAllDims), band_energy[r] = __ldg(energies + smem_.job.band);
       }
-      sums.place[r] = Buckets::place_of(counts(r));
-    }
-    __syncwarp();
-    constexpr float kLeastScale = 0x1p-120f;  // of means of zeros: times the -inf of a hidden column, 0 would give NaN
-    CUTE_UNROLL
-    for (int r = 0; r < kThreadRows; ++r) {
-      sums.scale[r] = fmaxf(half_scale(energy[r]).down * item().scale, kLeastScale);
-      if (thread_ % 4 == 0) notes(r) = {{0.f, 0.f, 0.f}, item().error * half_length(band_energy[r], energy[r])};
-    }
-    __syncwarp();
-    each_tile<false>(smem_.job.sample > 0 ? -1 : 0, [&](auto const& acc, int tile) {
+      sums.start();
+      sums.threshold = item().threshold;
+      __syncwarp();  // the counts of the item before have been read
+      CUTE_UNROLL
+      for (int r = 0; r < kThreadRows; ++r) {
+        CUTE_UNROLL
+        for (int i = 0; i < Buckets::kCount; i += 16) {
+          auto& four = reinterpret_cast<uint4&>(counts(r)[i + thread_ % 4 * 4]);
+          four = make_uint4(Buckets::kNone, Buckets::kNone, Buckets::kNone, Buckets::kNone);
+        }
+        sums.place[r] = Buckets::place_of(counts(r));
+      }
+      __syncwarp();
+      constexpr float kLeastScale = 0x1p-120f;  // of means of zeros: times the -inf of a hidden column, 0 would give NaN
+      CUTE_UNROLL
+      for (int r = 0; r < kThreadRows; ++r) {
+        sums.scale[r] = fmaxf(half_scale(energy[r]).down * item().scale, kLeastScale);
+        if (thread_ % 4 == 0) notes(r) = {{0.f, 0.f, 0.f}, item().error * half_length(band_energy[r], energy[r])};
+      }
+      __syncwarp();
+    };
+    each_tile<false>(smem_.job.sample > 0 ? -1 : 0, start, [&](auto const& acc, int tile) {
       using Step = RowSums::Step;
       RowNotes* const both[] = {&notes(0), &notes(1)};
-      sums.add(acc, tile < 0 ? Step::kSample : tile == 0 ? Step::kFirst : Step::kOther, both);
+      sums.add(acc, tile < 0 ? Step::kSample : tile == 0 ? Step::kFirst : Step::kOther, halves(tile), both);
     });
     __syncwarp();
-    int const counted = (item().last_sees + kLongColumns - 1) / kLongColumns * kLongColumns;
+    int const counted = (item().last_sees + kHalfTile - 1) / kHalfTile * kHalfTile;
     float masses[kThreadRows], units[kThreadRows];
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) {
@@ -139,42 +142,44 @@ class LongConsumer {
 
   // trims: whether a row of the warp has more ties than fit into its lists.
   CUTE_DEVICE void bits_pass(RowBracket const& bracket, bool trims, RowBits& bits) {
-    bits.start();
-    bits.lists = params_.lists;
-    bits.first_entry = first_entry(0);
-    bits.stage = cute::cast_smem_ptr_to_uint(warp_counts()) + lane() * 16;
-    bits.found = cute::cast_smem_ptr_to_uint(found_of(0)) - RowBits::kStageBytes;
-    __syncwarp();  // the counts have been read
-    if (thread_ % 4 < kThreadRows) *found_of(thread_ % 4) = 0;
-    __syncwarp();
-    CUTE_UNROLL
-    for (int r = 0; r < kThreadRows; ++r) {  // of the quad's r-th thread, which has that row for its own
-      bits.low[r] = __shfl_sync(kFullWarp, bracket.low, r, 4);
-      bits.high[r] = __shfl_sync(kFullWarp, bracket.high, r, 4);
-    }
-    uint32_t* const kept = kept_words(0);
-    int const next_kept = 8 * params_.num_tiles * kTileWords;  // to the thread's other row
-    each_tile<true>(0, [&](auto const& acc, int tile) {
-      int const column = tile * kLongColumns + thread_ % 4 * kThreadColumns;
-      if constexpr (kProbs) {
-        ProbsPlace const place = probs_place(tile);
-        bits.add(acc, column, [&](int i, int r, uint32_t x) { place.put(i < sees_[r] - column, i, r, x); });
-      } else {
-        bits.add(acc, column, [](int, int, uint32_t) {});
-      }
-      bool const whole = (tile + 1) * kLongColumns <= item().first_sees;
+    uint16_t* const kept = kept_columns(0);
+    int const next_kept = 8 * params_.num_tiles * kTileParts;  // to the thread's other row
+    auto const start = [&] {
+      bits.start();
+      bits.lists = params_.lists;
+      bits.first_entry = first_entry(0);
+      bits.stage = cute::cast_smem_ptr_to_uint(warp_counts()) + lane() * 16;
+      bits.found = cute::cast_smem_ptr_to_uint(found_of(0)) - RowBits::kStageBytes;
+      __syncwarp();  // the counts have been read
+      if (thread_ % 4 < kThreadRows) *found_of(thread_ % 4) = 0;
+      __syncwarp();
       CUTE_UNROLL
-      for (int r = 0; r < kThreadRows; ++r) {
-        uint32_t word = bits.kept[r] & (whole ? ~0u : bit_range(0, sees_[r] - column));
-        uint32_t* const place = kept + r * next_kept + tile * kTileWords;
-        if (trims) word = trim(word, *place, r);
-        *place = word;
+      for (int r = 0; r < kThreadRows; ++r) {  // of the quad's r-th thread, which has that row for its own
+        bits.low[r] = __shfl_sync(kFullWarp, bracket.low, r, 4);
+        bits.high[r] = __shfl_sync(kFullWarp, bracket.high, r, 4);
       }
+    };
+    each_tile<true>(0, start, [&](auto const& acc, int tile) {
+      bits.add(
+          acc, first_column(tile), halves(tile),
+          [&](int column, int i, int r, uint32_t x) {
+            if constexpr (kProbs) probs_place(column).put(i < sees_[r] - column, i, r, x);
+          },
+          [&](int column) {
+            bool const whole = column + kHalfColumns <= item().first_sees;
+            CUTE_UNROLL
+            for (int r = 0; r < kThreadRows; ++r) {
+              uint32_t word = bits.kept[r] & (whole ? ~0u : bit_range(0, sees_[r] - column));
+              uint16_t* const place = kept + r * next_kept + column / kHalfTile * (kTileParts / kTileHalves);
+              if (trims) word = trim(word, *place, r);
+              *place = uint16_t(word);
+            }
+          });
     });
     bits.end();
   }
 
-  // Of a row with more ties than fit into its lists: the word of the last pass, which kept none of them, with the first of those that are
+  // Of a row with more ties than fit into its lists: the bits of the last pass, which kept none of them, with the first of those that are
   // new in this one.
   CUTE_DEVICE uint32_t trim(uint32_t word, uint32_t before, int r) const {
     uint32_t& left = known(r).ties;
@@ -193,9 +198,13 @@ class LongConsumer {
     return before | (ties > uint32_t(start) ? lowest_bits(tied, min(int(ties) - start, __popc(tied))) : 0u);
   }
 
-  CUTE_DEVICE ProbsPlace probs_place(int tile) const {
+  // Of this thread, in a tile's first half.
+  CUTE_DEVICE int first_column(int tile) const { return tile * kLongColumns + thread_ % 4 * kHalfColumns; }
+  // Of a tile, that the item sees.
+  CUTE_DEVICE int halves(int tile) const { return tile * kLongColumns + kHalfTile < item().last_sees ? kTileHalves : 1; }
+
+  CUTE_DEVICE ProbsPlace probs_place(int column) const {
     SelectParams const& p = params_.select;
-    int const column = tile * kLongColumns + thread_ % 4 * kThreadColumns;
     int64_t const row = (int64_t(item().q_row) * kBands + smem_.job.band) * p.num_q_blocks + q_block(0);
     return {p.probs + row * p.num_k_blocks + column, 8 * p.num_k_blocks};
   }
@@ -220,33 +229,41 @@ class LongConsumer {
     if (lane() == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(masked) : "memory");
   }
 
-  // f(scores, tile): for each tile that the warp group sees; hidden scores are -inf. begin: 0, or -1 if a sample, which all rows see whole,
-  // comes first. kWhole: of LongProducts::take.
-  template <bool kWhole, class F>
-  CUTE_DEVICE void each_tile(int begin, F const& f) {
-    int const num_tiles = smem_.job.num_tiles;
-    int const slabs = Traits::band_slabs(smem_.job.band);
-    auto acc = LongProducts<Traits>::accumulator();  // of this pass alone: registers are wanted between the passes
-    #pragma unroll 1
-    for (int tile = begin; tile < num_tiles; ++tile) {
-      if (max(tile, 0) * kLongColumns < item().last_sees) {
-        products_.template take<kWhole>(acc, slabs);
+  // f(scores, tile): for each tile that the warp group sees; hidden scores are -inf. start(): before the first one, while its products are
+  // made. begin: 0, or -1 if a sample, which all rows see whole, comes first. kWhole: of LongProducts::issue.
+  template <bool kWhole, class Start, class F>
+  CUTE_DEVICE void each_tile(int begin, Start const& start, F const& f) {
+    int const num_tiles = of_warp(smem_.job.num_tiles), seen = of_warp((item().last_sees + kLongColumns - 1) / kLongColumns);
+    int const slabs = Traits::band_slabs(of_warp(smem_.job.band));
+    int tile = begin;
+    if (seen == 0) {
+      start();
+    } else {
+      auto acc = LongProducts<Traits>::accumulator();  // of this pass alone: registers are wanted between the passes
+      products_.template issue<kWhole>(acc, slabs);
+      start();
+      #pragma unroll 1
+      for (;;) {
+        products_.await(acc);
         if ((tile + 1) * kLongColumns > item().first_sees) mask(acc, tile);
         f(acc, tile);
-      } else {
-        products_.pass_by(slabs);
+        if (++tile == seen) break;
+        products_.template issue<kWhole>(acc, slabs);
       }
     }
+    #pragma unroll 1
+    for (; tile < num_tiles; ++tile) products_.pass_by(slabs);
   }
 
   template <class Acc>
   CUTE_DEVICE void mask(Acc& acc, int tile) const {
     int visible[kThreadRows];  // of this thread's columns
     CUTE_UNROLL
-    for (int r = 0; r < kThreadRows; ++r) visible[r] = sees_[r] - tile * kLongColumns - thread_ % 4 * kThreadColumns;
+    for (int r = 0; r < kThreadRows; ++r) visible[r] = sees_[r] - first_column(tile);
     CUTE_UNROLL
     for (int i = 0; i < cute::size(acc); ++i) {
-      if (2 * (i / 4) + i % 2 >= visible[i / 2 % 2]) acc(i) = -INFINITY;
+      int const column = 2 * (i / 4) + i % 2;
+      if (column % kHalfColumns + column / kHalfColumns * kHalfTile >= visible[i / 2 % 2]) acc(i) = -INFINITY;
     }
   }
 
@@ -291,7 +308,12 @@ class LongConsumer {
   CUTE_DEVICE int cta_warp_group() const { return int(blockIdx.x) * Traits::kWarpGroups + warp_group_; }
   // Where a row's list begins among all CTAs', of kMostLongCtas * 3 * 64 rows at most.
   CUTE_DEVICE int first_entry(int r) const { return (cta_warp_group() * kLongRows + place_of(r)) * kListEntries; }
-  CUTE_DEVICE uint32_t* kept_words(int r) const { return params_.kept_row(item().q_row, smem_.job.band, row_of(r)) + thread_ % 4; }
+  // Of the row's bit mask, what a thread has of a tile's halves.
+  static constexpr int kTileParts = kLongColumns / kHalfColumns;
+  static_assert(kHalfColumns == 8 * sizeof(uint16_t));
+  CUTE_DEVICE uint16_t* kept_columns(int r) const {
+    return reinterpret_cast<uint16_t*>(params_.kept_row(item().q_row, smem_.job.band, row_of(r))) + thread_ % 4;
+  }
 
   LongParams const& params_;
   Storage& smem_;

@@ -27,16 +27,18 @@ class LongLoader {
     int index = int(blockIdx.x);
     uint32_t verdicts = 0;
     Work work = Work::at(params_, index);
-    bool first = true;
     #pragma unroll 1
     for (; index < count; index = next(), work = Work::at(params_, index)) {
       int const item = min(lane_, work.num_items - 1), q_row = work.q_row(params_, item), row_tile = work.row_tile(params_, item);
       int const first_sees = work.first_sees(params_, row_tile), last_sees = work.last_sees(params_, row_tile);
-      if (first) {
+      if (index == int(blockIdx.x)) {
         await_previous_kernels();
         launch_dependents();  // behind the wait: emit.cuh looks at counters that prepare has cleared by then, and waits for them alone
-        first = false;
       }
+      // A sample is the last tile that all rows see whole: what is near is often unlike what is far.
+      int const num_tiles = (int(__reduce_max_sync(kFullWarp, uint32_t(last_sees))) + kLongColumns - 1) / kLongColumns;
+      int const sample = max(int(__reduce_min_sync(kFullWarp, uint32_t(first_sees))) / kLongColumns - 1, 0);
+      if (lane_ == 0) load_tile(work, sample);
       wait_at(smem_.q_empty, q_ring_.phase ^ 1);
       if (lane_ < work.num_items) load_queries(work, q_row, row_tile);
       auto& job = smem_.job;
@@ -49,9 +51,6 @@ class LongLoader {
                             threshold, scale * facts.down,   scale * error};
         if (lane_ > 0) arrive_at(smem_.q_full);  // each for what it has written; lane 0 below
       }
-      // The first item is the longest. A sample is the last tile that all rows see whole: what is near is often unlike what is far.
-      int const num_tiles = (__shfl_sync(kFullWarp, last_sees, 0) + kLongColumns - 1) / kLongColumns;
-      int const sample = max(__shfl_sync(kFullWarp, first_sees, work.num_items - 1) / kLongColumns - 1, 0);
       if (lane_ == 0) {
         job.band = work.band;
         job.num_items = work.num_items;
@@ -84,27 +83,28 @@ class LongLoader {
          reinterpret_cast<unsigned char*>(smem_.q) + lane_ * Traits::kMostSlabs * kQuerySlabBytes, query_bytes(work));
   }
 
-  // For all passes of a work: a sample first, if there is one, then all tiles for each. verdicts: that have been waited for. Returns how
-  // many there are then.
-  CUTE_DEVICE uint32_t load_keys(Work const& work, int num_tiles, int sample, uint32_t verdicts) {
+  CUTE_DEVICE void load_tile(Work const& work, int tile) {
     constexpr int kTileBytes = Traits::kSlabs * kKeySlabBytes;
     int const slabs = Traits::band_slabs(work.band);
-    unsigned char const* const head =
-        params_.k_slabs + int64_t(work.k_row) * params_.num_tiles * kTileBytes + Traits::first_slab(work.band) * kKeySlabBytes;
+    unsigned char const* const from = params_.k_slabs + (int64_t(work.k_row) * params_.num_tiles + tile) * kTileBytes;
     #pragma unroll 1
-    for (int pass = sample > 0 ? 0 : 1;; ++pass) {
-      int const begin = pass == 0 ? sample : 0, end = pass == 0 ? sample + 1 : num_tiles;
+    for (int slab = 0; slab < slabs; slab += Traits::kSlotSlabs) {
+      int const bytes = min(slabs - slab, Traits::kSlotSlabs) * kKeySlabBytes;
+      wait_at(smem_.k_empty[k_ring_.slot], k_ring_.phase ^ 1);
+      arrive_and_expect_at(smem_.k_full[k_ring_.slot], bytes);
+      copy(from + (Traits::first_slab(work.band) + slab) * kKeySlabBytes, smem_.k_full[k_ring_.slot],
+           reinterpret_cast<unsigned char*>(smem_.k) + k_ring_.slot * Traits::kSlotBytes, bytes);
+      k_ring_.advance();
+    }
+  }
+
+  // For all passes of a work: a sample first, if there is one, then all tiles for each; but for the very first, which has been asked for.
+  // verdicts: that have been waited for. Returns how many there are then.
+  CUTE_DEVICE uint32_t load_keys(Work const& work, int num_tiles, int sample, uint32_t verdicts) {
+    #pragma unroll 1
+    for (int pass = 1, begin = sample > 0 ? 0 : 1;; ++pass, begin = 0) {
       #pragma unroll 1
-      for (int tile = begin; tile < end; ++tile) {
-        #pragma unroll 1
-        for (int slab = 0; slab < slabs; ++slab) {
-          wait_at(smem_.k_empty[k_ring_.slot], k_ring_.phase ^ 1);
-          arrive_and_expect_at(smem_.k_full[k_ring_.slot], kKeySlabBytes);
-          copy(head + int64_t(tile) * kTileBytes + slab * kKeySlabBytes, smem_.k_full[k_ring_.slot],
-               reinterpret_cast<unsigned char*>(smem_.k) + k_ring_.slot * kKeySlabBytes, kKeySlabBytes);
-          k_ring_.advance();
-        }
-      }
+      for (int tile = begin; tile < num_tiles; ++tile) load_tile(work, tile);
       if (pass < 2) continue;
       wait_at(smem_.verdict, verdicts % 2);
       ++verdicts;

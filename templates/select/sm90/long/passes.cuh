@@ -10,7 +10,7 @@
 
 namespace prism {
 
-constexpr int kThreadColumns = 32;
+constexpr int kThreadColumns = kTileHalves * kHalfColumns;
 constexpr int kThreadRows = 2;
 
 // Of the accumulator: element 4n + 2r + e is row r, column 2n + e (traits.cuh).
@@ -28,11 +28,12 @@ CUTE_DEVICE void each_score(Tensor const& acc, F const& f) {
 
 // The same in two steps, group by group: x = first(row, score) of all of a group, so that their latencies overlap, then
 // second(column, row, x) in order.
-constexpr int kGroupColumns = 4;
+constexpr int kGroupColumns = 2;
 template <class X, class Tensor, class First, class Second>
-CUTE_DEVICE void each_group(Tensor const& acc, First const& first, Second const& second) {
+CUTE_DEVICE void each_group(Tensor const& acc, int halves, First const& first, Second const& second) {
   CUTE_UNROLL
   for (int group = 0; group < kThreadColumns; group += kGroupColumns) {
+    if (group == kHalfColumns && halves == 1) break;
     X x[kGroupColumns][kThreadRows];
     CUTE_UNROLL
     for (int i = 0; i < kGroupColumns * kThreadRows; ++i) {
@@ -86,7 +87,7 @@ struct RowSums {
   // own logits alone. (Where a row of the warp moved, or holds a NaN, a tile's values are counted twice.)
   enum class Step { kSample, kFirst, kOther };
   template <class Tensor>
-  CUTE_DEVICE void add(Tensor const& acc, Step step, RowNotes* const (&notes)[kThreadRows]) {
+  CUTE_DEVICE void add(Tensor const& acc, Step step, int halves, RowNotes* const (&notes)[kThreadRows]) {
     float sum[kThreadRows];
     bool moved = false;
     if (step != Step::kOther) measure(acc, step, notes);
@@ -100,7 +101,7 @@ struct RowSums {
         uint32_t place;
       };
       each_group<Value>(
-          acc,
+          acc, halves,
           [&](int r, float score) {
             Value value;
             asm volatile(
@@ -182,8 +183,7 @@ struct RowSums {
 
 // A pass with a bracket: bits of what is kept for certain, values and columns of what lies in the bracket.
 struct RowBits {
-  static constexpr int kHalfColumns = 16;  // of a tile, that are looked at before what they list is written
-  static constexpr int kTogether = 8;      // whose values are made before any is looked at: their latencies overlap
+  static constexpr int kTogether = 4;  // whose values are made before any is looked at: their latencies overlap
   static constexpr int kStageBytes = kHalfColumns * kThreadRows * kWarpSize * 4;  // a warp's values of half a tile, in shared memory
   // Behind them a counter for each of the warp's rows.
   static constexpr int kNextRow = 8;  // rows from a thread's first to its second
@@ -195,7 +195,7 @@ struct RowBits {
   uint32_t low[kThreadRows], high[kThreadRows];
   uint32_t total[kThreadRows];  // of all values; these sums are of this thread
   uint32_t sum_high[kThreadRows], sum_between[kThreadRows];  // until end(), sum_between[0] is that of both rows
-  uint32_t kept[kThreadRows];  // of the tile
+  uint32_t kept[kThreadRows];  // of half a tile
   uint2* lists;                // of all CTAs
   uint32_t first_entry;        // there, of this thread's first row
   uint32_t stage;              // address: of this lane's first four values
@@ -211,49 +211,60 @@ struct RowBits {
   // Once a pass is over.
   CUTE_DEVICE void end() { sum_between[0] -= sum_between[1]; }
 
-  // A tile. first_column: this thread's. each(column, row, value): told of all fixed-point values.
-  template <class Tensor, class Each>
-  CUTE_DEVICE void add(Tensor const& acc, int first_column, Each const& each) {
-    CUTE_UNROLL
-    for (int r = 0; r < kThreadRows; ++r) kept[r] = 0;
-    CUTE_UNROLL
-    for (int half = 0; half < kThreadColumns; half += kHalfColumns) {
-      uint32_t open = 0;  // what lies in the bracket: a bit for each column of row 0, then of row 1
-      CUTE_UNROLL
-      for (int first = 0; first < kHalfColumns; first += kTogether) {
-        uint32_t x[kThreadRows][kTogether];
-        CUTE_UNROLL
-        for (int i = 0; i < kTogether * kThreadRows; ++i) {
-          int const r = i % kThreadRows, column = half + first + i / kThreadRows;
-          x[r][i / kThreadRows] = fixed(r, acc(element_of(column, r)));
-        }
-        CUTE_UNROLL
-        for (int i = 0; i < kTogether * kThreadRows; ++i) {
-          int const r = i % kThreadRows, place = first + i / kThreadRows;
-          each(half + place, r, x[r][i / kThreadRows]);
-          asm volatile(
-              "{ .reg .pred above, between; setp.ge.u32 above, %3, %4; @above add.u32 %0, %0, %3; @above or.b32 %1, %1, %6;\n\t"
-              "setp.ge.and.u32 between, %3, %5, !above; @between or.b32 %2, %2, %7; }"
-              : "+r"(sum_high[r]), "+r"(kept[r]), "+r"(open)
-              : "r"(x[r][i / kThreadRows]), "r"(high[r]), "r"(low[r]), "r"(1u << (half + place)), "r"(1u << (r * kHalfColumns + place)));
-        }
-        CUTE_UNROLL
-        for (int r = 0; r < kThreadRows; ++r) {
-          CUTE_UNROLL
-          for (int i = 0; i < kTogether; i += 4) {
-            total[r] += x[r][i] + x[r][i + 1];
-            total[r] += x[r][i + 2] + x[r][i + 3];
-            uint32_t const place = stage + (r * (kHalfColumns / 4) + (first + i) / 4) * kFourBytes;
-            asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(place), "r"(x[r][i]), "r"(x[r][i + 1]), "r"(x[r][i + 2]),
-                         "r"(x[r][i + 3]));
-          }
-        }
-      }
-      append(open, first_column + half);
-    }
+  // A tile, or its first half alone. first_column: this thread's. each(first, i, row, value): told of all fixed-point values, of column i
+  // from the thread's first one in a half. keep(first): once the bits of a half are known.
+  template <class Tensor, class Each, class Keep>
+  CUTE_DEVICE void add(Tensor const& acc, int first_column, int halves, Each const& each, Keep const& keep) {
+    append(look<0>(acc, first_column, each), first_column);
+    keep(first_column);
+    if (halves == 1) return;
+    append(look<1>(acc, first_column + kHalfTile, each), first_column + kHalfTile);
+    keep(first_column + kHalfTile);
   }
 
  private:
+  // Returns what lies in the bracket: a bit for each column of row 0, then of row 1.
+  template <int kHalf, class Tensor, class Each>
+  CUTE_DEVICE uint32_t look(Tensor const& acc, int column, Each const& each) {
+    uint32_t open = 0;
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) kept[r] = 0;
+    CUTE_UNROLL
+    for (int first = 0; first < kHalfColumns; first += kTogether) {
+      uint32_t x[kThreadRows][kTogether];
+      CUTE_UNROLL
+      for (int i = 0; i < kTogether * kThreadRows; ++i) {
+        int const r = i % kThreadRows, place = first + i / kThreadRows;
+        x[r][i / kThreadRows] = fixed(r, acc(element_of(kHalf * kHalfColumns + place, r)));
+      }
+      CUTE_UNROLL
+      for (int i = 0; i < kTogether * kThreadRows; ++i) {
+        int const r = i % kThreadRows, place = first + i / kThreadRows;
+        each(column, place, r, x[r][i / kThreadRows]);
+        asm volatile(
+            "{ .reg .pred above, between; setp.ge.u32 above, %3, %4; @above add.u32 %0, %0, %3; @above or.b32 %1, %1, %6;\n\t"
+            "setp.ge.and.u32 between, %3, %5, !above; @between or.b32 %2, %2, %7; }"
+            : "+r"(sum_high[r]), "+r"(kept[r]), "+r"(open)
+            : "r"(x[r][i / kThreadRows]), "r"(high[r]), "r"(low[r]), "r"(1u << place), "r"(1u << (r * kHalfColumns + place)));
+      }
+      CUTE_UNROLL
+      for (int r = 0; r < kThreadRows; ++r) {
+        CUTE_UNROLL
+        for (int i = 0; i < kTogether; i += 4) {
+          total[r] += x[r][i] + x[r][i + 1];
+          total[r] += x[r][i + 2] + x[r][i + 3];
+          uint32_t const place = stage + (r * (kHalfColumns / 4) + (first + i) / 4) * kFourBytes;
+          uint32_t const four = 0xfu << (r * kHalfColumns + first + i);
+          asm volatile(  // only what append() will read
+              "{ .reg .pred some; .reg .b32 x; and.b32 x, %5, %6; setp.ne.u32 some, x, 0;\n\t"
+              "@some st.shared.v4.u32 [%0], {%1, %2, %3, %4}; }" ::"r"(place),
+              "r"(x[r][i]), "r"(x[r][i + 1]), "r"(x[r][i + 2]), "r"(x[r][i + 3]), "r"(open), "r"(four));
+        }
+      }
+    }
+    return open;
+  }
+
   CUTE_DEVICE uint32_t fixed(int r, float score) const {
     uint32_t x;
     asm volatile("{ .reg .f32 p; fma.rn.ftz.f32 p, %1, %2, %3; ex2.approx.ftz.f32 p, p; cvt.rni.u32.f32 %0, p; }"

@@ -1,7 +1,7 @@
 // Shapes, shared memory and the order of work of the kernel for long rows, derived from its Config.
 //
-// Thread t of a quad holds places 8n + 2t + e of a 64 x 128 accumulator. Place 8n + 2t + e of a tile holds column 32t + 2n + e, so that
-// a thread's columns are one word of the row's bit mask.
+// Thread t of a quad holds places 8n + 2t + e of a 64 x 128 accumulator. Place 64h + 8n + 2t + e of a tile, in its half h, holds column
+// 64h + 16t + 2n + e, so that a thread's columns of a half are half a word of the row's bit mask.
 #pragma once
 
 #include "select/long_params.h"
@@ -19,10 +19,15 @@
 
 namespace prism {
 
+constexpr int kTileHalves = 2, kHalfTile = kLongColumns / kTileHalves;  // columns
+constexpr int kHalfColumns = kHalfTile / 4;                             // of a thread
 CUTE_HOST_DEVICE constexpr int place_in_tile(int column) {
-  int const owner = column / 32, index = column % 32;
-  return index / 2 * 8 + owner * 2 + index % 2;
+  int const half = column / kHalfTile, owner = column % kHalfTile / kHalfColumns, index = column % kHalfColumns;
+  return half * kHalfTile + index / 2 * 8 + owner * 2 + index % 2;
 }
+
+// What all lanes have alike, so that ptxas sees it, and has what follows from it in uniform registers.
+CUTE_DEVICE int of_warp(int x) { return __shfl_sync(kFullWarp, x, 0); }
 
 // Scores of high halves alone are wrong by less than kHighError of the product of both means' half_length: each high half by 2^-11 of its
 // value, and those that fp16 has fewer bits for, together, by 2^-35 of the mean's length. energy: of all dims; of keys the head's largest.
@@ -75,14 +80,19 @@ struct LongTraits {
   static constexpr int kMetadataBytes = 5120;  // barriers, and what is known of rows
   static constexpr int kQueryBytes = kWarpGroups * kMostSlabs * kQuerySlabBytes;
   static constexpr int kCountBytes = kWarpGroups * kLongRows * Buckets::kStride * int(sizeof(uint32_t));
-  static constexpr int kSlots = std::min(int(kPassesBytes - kMetadataBytes - kQueryBytes - kCountBytes) / kKeySlabBytes, 8);
-  static_assert(kSlots >= 2, "a slab is freed once the next one is at work");
+  static constexpr int kSlotSlabs = kMostSlabs <= 3 ? kMostSlabs : 1;  // a barrier's: those of a tile, if there is room for two
+  static constexpr int kSlotBytes = kSlotSlabs * kKeySlabBytes;
+  static constexpr int kSlots = std::min(int(kPassesBytes - kMetadataBytes - kQueryBytes - kCountBytes) / kSlotBytes, 8);
+  static_assert(kSlots >= 2, "a slot is freed once the next one is at work");
+  // Warp groups ask for their products in turn: one's run under the others' values, where together they would also wait together. Not where
+  // a tile needs more slots than there are: the others would have to free one.
+  static constexpr bool kTurns = kSlots * kSlotSlabs >= kMostSlabs;
 
   using SlabDims = cute::Int<kSlabRowBytes / int(sizeof(Element))>;
   using Atom = cute::GMMA::Layout_K_SW128_Atom<Element>;
   using LayoutQ = decltype(cute::tile_to_shape(
       Atom{}, cute::Shape<cute::Int<kLongRows>, SlabDims, cute::Int<kWarpGroups * kMostSlabs>>{}));
-  using LayoutK = decltype(cute::tile_to_shape(Atom{}, cute::Shape<cute::Int<kLongColumns>, SlabDims, cute::Int<kSlots>>{}));
+  using LayoutK = decltype(cute::tile_to_shape(Atom{}, cute::Shape<cute::Int<kLongColumns>, SlabDims, cute::Int<kSlots * kSlotSlabs>>{}));
   using TileShape = cute::Shape<cute::Int<kLongRows>, cute::Int<kLongColumns>, cute::_16>;
   using Mma = decltype(cute::make_tiled_mma(cute::GMMA::ss_op_selector<Element, Element, float, TileShape>()));
 
@@ -115,8 +125,8 @@ template <class Traits>
 struct LongWork {
   int band, k_row, num_items, first_item;
 
-  // Items of a KV head: its q heads side by side, the longest rows first. Works, which CTAs take in this order: the same of all KV heads
-  // and both bands side by side.
+  // Items of a KV head: its q heads side by side, the longest rows first (but see row_tile). Works, which CTAs take in this order: the same
+  // of all KV heads and both bands side by side.
   CUTE_HOST_DEVICE static int items(LongParams const& p) { return p.select.num_q_heads / p.select.num_kv_heads * p.num_row_tiles; }
   CUTE_HOST_DEVICE static int count(LongParams const& p) {
     return (items(p) + Traits::kWarpGroups - 1) / Traits::kWarpGroups * p.select.batch * p.select.num_kv_heads * kBands;
@@ -133,7 +143,9 @@ struct LongWork {
   }
   CUTE_DEVICE int row_tile(LongParams const& p, int item) const {
     int const heads = p.select.num_q_heads / p.select.num_kv_heads;
-    return p.num_row_tiles - 1 - (first_item + item) / heads;
+    constexpr int kAhead = 3;  // row tiles that take no more time than the first one, whose rows are listed whole: it comes before them
+    int const place = p.num_row_tiles - 1 - (first_item + item) / heads;
+    return p.num_row_tiles <= kAhead || place > kAhead ? place : place == kAhead ? 0 : place + 1;
   }
   CUTE_DEVICE static int first_sees(LongParams const& p, int row_tile) { return p.select.num_visible(row_tile * kLongRows); }
   CUTE_DEVICE static int last_sees(LongParams const& p, int row_tile) {
