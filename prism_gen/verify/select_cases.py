@@ -15,9 +15,9 @@ from prism_gen.runtime.grid import BlockGrid
 from prism_gen.runtime.rules import PAPER_RULES, SelectRules
 
 # "weak": the high band a twentieth of the low one, and one key block four times as long as the others; "low": nothing
-# in the high band.
-Scores = Literal["flat", "peaked", "ties", "zero", "weak", "low"]
-SCORES: tuple[Scores, ...] = ("flat", "peaked", "ties", "zero", "weak", "low")
+# in the high band. "even": nearly the same for all key blocks; "strong": but for one, far above the others.
+Scores = Literal["flat", "peaked", "ties", "zero", "weak", "low", "even", "strong"]
+SCORES: tuple[Scores, ...] = ("flat", "peaked", "ties", "zero", "weak", "low", "even", "strong")
 PEAKED_RANK = 6  # directions that blocks share: makes a few keys matter to each query block
 
 
@@ -71,6 +71,7 @@ class SelectCase:
         draw = torch.Generator(device=device).manual_seed(self.seqlen_k + self.num_q_heads)
         shapes = ((self.num_q_heads, self.grid.num_q_blocks), (self.num_kv_heads, self.grid.num_k_blocks))
         basis = torch.randn(PEAKED_RANK, head_dim, generator=draw, device=device)
+        common = torch.randn(head_dim, generator=torch.Generator(device=device).manual_seed(1), device=device)
         means = []
         for heads, blocks in shapes:
             mean = torch.randn(self.batch, heads, blocks, head_dim, generator=draw, device=device)
@@ -85,6 +86,10 @@ class SelectCase:
                 high = torch.arange(head_dim, device=device) % (head_dim // 2) < head_dim // 4  # of half-split pairs
                 mean = torch.where(high, mean * (0.05 if self.scores == "weak" else 0.0), mean)
                 mean[:, :, blocks // 2] *= 4.0
+            if self.scores in ("even", "strong"):
+                mean *= 0.3
+            if self.scores == "strong":  # of all q blocks, and of one key block
+                mean[:, :, slice(None) if not means else slice(blocks // 3, blocks // 3 + 1)] += common
             means.append(mean)
         return means[0], means[1]
 
