@@ -38,7 +38,7 @@ class LongLoader {
       // A sample is the last tile that all rows see whole: what is near is often unlike what is far.
       int const num_tiles = (int(__reduce_max_sync(kFullWarp, uint32_t(last_sees))) + kLongColumns - 1) / kLongColumns;
       int const sample = max(int(__reduce_min_sync(kFullWarp, uint32_t(first_sees))) / kLongColumns - 1, 0);
-      if (lane_ == 0) load_tile(work, sample);
+      if (Traits::kTileFits && lane_ == 0) load_tile(work, sample);
       wait_at(smem_.q_empty, q_ring_.phase ^ 1);
       if (lane_ < work.num_items) load_queries(work, q_row, row_tile);
       auto& job = smem_.job;
@@ -58,6 +58,7 @@ class LongLoader {
         job.sample = sample;
         job.verdicts = verdicts;
         arrive_and_expect_at(smem_.q_full, work.num_items * query_bytes(work));  // its bytes may have come
+        if (!Traits::kTileFits) load_tile(work, sample);
         verdicts = load_keys(work, num_tiles, sample, verdicts);
       }
       __syncwarp();

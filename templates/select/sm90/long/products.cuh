@@ -14,7 +14,7 @@ class LongProducts {
 
   // The last warp group passes the first turn.
   CUTE_DEVICE static void pass_turn() {
-    if constexpr (Traits::kTurns) {
+    if constexpr (Traits::kTileFits) {
       cutlass::arch::NamedBarrier::arrive(kTurnThreads, uint32_t((this_warp_group() + 1) % Traits::kWarpGroups));
     }
   }
@@ -90,7 +90,7 @@ class LongProducts {
   static constexpr int kTurnThreads = 2 * 128;  // who passes a turn and who takes it
   CUTE_DEVICE static int this_warp_group() { return int(threadIdx.x) / 128 - 1; }  // not kept: registers are short
   CUTE_DEVICE static void await_turn() {
-    if constexpr (Traits::kTurns) cutlass::arch::NamedBarrier::sync(kTurnThreads, uint32_t(this_warp_group()));
+    if constexpr (Traits::kTileFits) cutlass::arch::NamedBarrier::sync(kTurnThreads, uint32_t(this_warp_group()));
   }
 
   CUTE_DEVICE static int slot_of(uint32_t number) { return int(number % Traits::kSlots); }

@@ -84,9 +84,9 @@ struct LongTraits {
   static constexpr int kSlotBytes = kSlotSlabs * kKeySlabBytes;
   static constexpr int kSlots = std::min(int(kPassesBytes - kMetadataBytes - kQueryBytes - kCountBytes) / kSlotBytes, 8);
   static_assert(kSlots >= 2, "a slot is freed once the next one is at work");
-  // Warp groups ask for their products in turn: one's run under the others' values, where together they would also wait together. Not where
-  // a tile needs more slots than there are: the others would have to free one.
-  static constexpr bool kTurns = kSlots * kSlotSlabs >= kMostSlabs;
+  // Whether a tile can be there before anybody has begun with it. If so warp groups ask for their products in turn: one's run under the
+  // others' values, where together they would also wait together.
+  static constexpr bool kTileFits = kSlots * kSlotSlabs >= kMostSlabs;
 
   using SlabDims = cute::Int<kSlabRowBytes / int(sizeof(Element))>;
   using Atom = cute::GMMA::Layout_K_SW128_Atom<Element>;
