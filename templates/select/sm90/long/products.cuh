@@ -6,6 +6,18 @@
 
 namespace prism {
 
+// A Ring (shared/ring.cuh) in one register: the number of slots taken, or twice the slot and the phase where that would cost divisions.
+template <int kSlots>
+struct ShortRing {
+  static constexpr bool kCounts = (kSlots & (kSlots - 1)) == 0;
+  uint32_t at = 0;
+
+  CUTE_DEVICE int slot() const { return int(kCounts ? at % kSlots : at / 2); }
+  CUTE_DEVICE int before() const { return int(kCounts ? (at - 1) % kSlots : at < 2 ? kSlots - 1 : at / 2 - 1); }
+  CUTE_DEVICE uint32_t phase() const { return kCounts ? at / kSlots % 2 : at % 2; }
+  CUTE_DEVICE void advance() { at = kCounts ? at + 1 : at + 2 < 2 * kSlots ? at + 2 : at % 2 ^ 1; }
+};
+
 template <class Traits>
 class LongProducts {
  public:
@@ -38,9 +50,9 @@ class LongProducts {
     warpgroup_fence_operand(acc);
     #pragma unroll 1
     for (int first = 0; first < Traits::kMostSlabs && first < slabs; first += Traits::kSlotSlabs) {
-      int const slot = slot_of(taken_);
+      int const slot = k_ring_.slot();
       uint32_t const q_slot = of_warp(q_ + first * kQueryUnits), k_slot = of_warp(k_ + slot * (Traits::kSlotBytes / kUnitBytes));
-      wait_at(smem_.k_full[slot], phase_of(taken_));
+      wait_at(smem_.k_full[slot], k_ring_.phase());
       CUTE_UNROLL
       for (int slab = 0; slab < Traits::kSlotSlabs; ++slab) {
         if (slab > 0 && first + slab == slabs) break;
@@ -59,9 +71,9 @@ class LongProducts {
       }
       if (first > 0) {
         warpgroup_wait<1>();
-        arrive_warp_at(smem_.k_empty[slot_of(taken_ - 1)]);
+        arrive_warp_at(smem_.k_empty[k_ring_.before()]);
       }
-      ++taken_;
+      k_ring_.advance();
     }
     warpgroup_fence_operand(acc);
     pass_turn();
@@ -72,7 +84,7 @@ class LongProducts {
   CUTE_DEVICE void await(Acc& acc) {
     cute::warpgroup_wait<0>();
     cute::warpgroup_fence_operand(acc);
-    arrive_warp_at(smem_.k_empty[slot_of(taken_ - 1)]);
+    arrive_warp_at(smem_.k_empty[k_ring_.before()]);
   }
 
   // Past a tile that the warp group does not see.
@@ -80,9 +92,9 @@ class LongProducts {
     await_turn();
     pass_turn();
     for (int slab = 0; slab < slabs; slab += Traits::kSlotSlabs) {
-      wait_at(smem_.k_full[slot_of(taken_)], phase_of(taken_));
-      arrive_warp_at(smem_.k_empty[slot_of(taken_)]);
-      ++taken_;
+      wait_at(smem_.k_full[k_ring_.slot()], k_ring_.phase());
+      arrive_warp_at(smem_.k_empty[k_ring_.slot()]);
+      k_ring_.advance();
     }
   }
 
@@ -93,9 +105,6 @@ class LongProducts {
     if constexpr (Traits::kTileFits) cutlass::arch::NamedBarrier::sync(kTurnThreads, uint32_t(this_warp_group()));
   }
 
-  CUTE_DEVICE static int slot_of(uint32_t number) { return int(number % Traits::kSlots); }
-  CUTE_DEVICE static uint32_t phase_of(uint32_t number) { return number / Traits::kSlots % 2; }
-
   // Matrix descriptors of slabs (PTX ISA, "Matrix descriptor"): lower half the address, upper half the stride from one group of eight rows
   // to the next and the 128-byte swizzle.
   static constexpr uint32_t kUnitBytes = 16, kQueryUnits = kQuerySlabBytes / kUnitBytes, kKeyUnits = kKeySlabBytes / kUnitBytes;
@@ -105,7 +114,7 @@ class LongProducts {
   typename Traits::SharedStorage& smem_;
   uint32_t const q_, k_;  // lower halves: of the warp group's first slab, and of slot 0
   typename Traits::Mma mma_;
-  uint32_t taken_ = 0;  // slots of keys, one after the other; one register, where a Ring has two
+  ShortRing<Traits::kSlots> k_ring_;
 };
 
 }  // namespace prism
