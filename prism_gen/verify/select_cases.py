@@ -72,7 +72,7 @@ class SelectCase:
         shapes = ((self.num_q_heads, self.grid.num_q_blocks), (self.num_kv_heads, self.grid.num_k_blocks))
         basis = torch.randn(PEAKED_RANK, head_dim, generator=draw, device=device)
         common = torch.randn(head_dim, generator=torch.Generator(device=device).manual_seed(1), device=device)
-        means = []
+        means: list[Tensor] = []
         for heads, blocks in shapes:
             mean = torch.randn(self.batch, heads, blocks, head_dim, generator=draw, device=device)
             if self.scores == "peaked":

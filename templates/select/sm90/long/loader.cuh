@@ -1,5 +1,5 @@
 // The loader warp of the kernel for long rows: what the CTA works on, slabs of the items' rows once, slabs of the keys they see for every
-// pass. Works are taken as CTAs come to them, the longest first.
+// pass. Works are taken as CTAs come to them, the longest first but for one (LongWork).
 #pragma once
 
 #include "select/sm90/long/traits.cuh"

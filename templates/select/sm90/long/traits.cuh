@@ -143,7 +143,8 @@ struct LongWork {
   }
   CUTE_DEVICE int row_tile(LongParams const& p, int item) const {
     int const heads = p.select.num_q_heads / p.select.num_kv_heads;
-    constexpr int kAhead = 3;  // row tiles that take no more time than the first one, whose rows are listed whole: it comes before them
+    // The first row tile, whose rows are mostly listed whole, takes longer than so many others, without a prefix: it comes before them.
+    constexpr int kAhead = 3;
     int const place = p.num_row_tiles - 1 - (first_item + item) / heads;
     return p.num_row_tiles <= kAhead || place > kAhead ? place : place == kAhead ? 0 : place + 1;
   }
