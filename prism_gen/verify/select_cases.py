@@ -71,8 +71,7 @@ class SelectCase:
         draw = torch.Generator(device=device).manual_seed(self.seqlen_k + self.num_q_heads)
         shapes = ((self.num_q_heads, self.grid.num_q_blocks), (self.num_kv_heads, self.grid.num_k_blocks))
         basis = torch.randn(PEAKED_RANK, head_dim, generator=draw, device=device)
-        common = torch.randn(head_dim, generator=torch.Generator(device=device).manual_seed(1), device=device)
-        means: list[Tensor] = []
+        means = []
         for heads, blocks in shapes:
             mean = torch.randn(self.batch, heads, blocks, head_dim, generator=draw, device=device)
             if self.scores == "peaked":
@@ -88,10 +87,13 @@ class SelectCase:
                 mean[:, :, blocks // 2] *= 4.0
             if self.scores in ("even", "strong"):
                 mean *= 0.3
-            if self.scores == "strong":  # of all q blocks, and of one key block
-                mean[:, :, slice(None) if not means else slice(blocks // 3, blocks // 3 + 1)] += common
             means.append(mean)
-        return means[0], means[1]
+        q_mean, k_mean = means
+        if self.scores == "strong":
+            common = torch.randn(head_dim, generator=torch.Generator(device=device).manual_seed(1), device=device)
+            q_mean += common
+            k_mean[:, :, self.grid.num_k_blocks // 3] += common
+        return q_mean, k_mean
 
     def tokens(self, head_dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
         """Seeded q and k [batch, seqlen, heads, head_dim]: this case's means, repeated, under noise."""
