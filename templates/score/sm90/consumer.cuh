@@ -9,6 +9,7 @@
 #include "score/sm90/traits.cuh"
 #include "shared/mbarrier.cuh"
 #include "shared/ring.cuh"
+#include "shared/turns.cuh"
 #include "shared/wgmma.cuh"
 
 namespace prism::score {
@@ -18,7 +19,7 @@ class Consumer {
   using Storage = typename Traits::SharedStorage;
   using Sums = Exponentials<Traits::kThreadBlocks>;
   using Packed = PackedSums<Traits::kThreadBlocks>;  // a thread's sums of one row
-  static constexpr int kTurnThreads = 2 * 128;  // who passes a turn and who takes it
+  using Turn = Turns<Traits::kWarpGroups>;
   static constexpr int kTileBlocks = Traits::kTileBlocks, kThreadBlocks = Traits::kThreadBlocks, kWarpRows = Traits::kWarpRows;
 
  public:
@@ -28,7 +29,7 @@ class Consumer {
   __device__ __forceinline__ void run() {
     using namespace cute;
     auto tSrS = partition_fragment_C(mma_, Shape<Int<Traits::kRows>, typename Traits::Columns>{});
-    if (warp_group_ == Traits::kWarpGroups - 1) pass_turn();  // the first may begin
+    if (warp_group_ == Traits::kWarpGroups - 1) Turn::pass(warp_group_);  // the first may begin
     for (TileWalk walk; !walk.done(params_); walk.advance()) {
       Tile const tile = Tile::at<Traits>(params_, walk.index);
       row_ = tile.row_of<Traits>(params_, warp_group_);
@@ -47,10 +48,10 @@ class Consumer {
     wait_at(smem_.q_full[warp_group_], q_ring_.phase);
     for (int n = 0; n < tile.num_k_tiles; ++n) {
       wait_at(smem_.k_full[k_ring_.slot], k_ring_.phase);
-      await_turn();
+      Turn::await(warp_group_);
       issue(tSrS);
       cute::warpgroup_wait<0>();
-      pass_turn();
+      Turn::pass(warp_group_);
       arrive_warp_at(smem_.k_empty[k_ring_.slot]);
       k_ring_.advance();
       if (n + 1 == tile.num_k_tiles) {  // the next rows are on their way while this tile's exponentials are taken
@@ -62,12 +63,6 @@ class Consumer {
       sums.add(tSrS, [&](float const (&factors)[2]) { rescale(factors, n); });
       store(sums, n);
     }
-  }
-
-  // Warp groups take products in turn, so that one's run under the others' exponentials; together they would also wait together.
-  __device__ __forceinline__ void await_turn() const { cutlass::arch::NamedBarrier::sync(kTurnThreads, uint32_t(warp_group_)); }
-  __device__ __forceinline__ void pass_turn() const {
-    cutlass::arch::NamedBarrier::arrive(kTurnThreads, uint32_t((warp_group_ + 1) % Traits::kWarpGroups));
   }
 
   template <class S>

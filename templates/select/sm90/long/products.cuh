@@ -3,6 +3,7 @@
 
 #include "select/sm90/long/traits.cuh"
 #include "shared/mbarrier.cuh"
+#include "shared/turns.cuh"
 
 namespace prism {
 
@@ -26,9 +27,7 @@ class LongProducts {
 
   // The last warp group passes the first turn.
   CUTE_DEVICE static void pass_turn() {
-    if constexpr (Traits::kTileFits) {
-      cutlass::arch::NamedBarrier::arrive(kTurnThreads, uint32_t((this_warp_group() + 1) % Traits::kWarpGroups));
-    }
+    if constexpr (Traits::kTileFits) Turns<Traits::kWarpGroups>::pass(this_warp_group());
   }
 
   CUTE_DEVICE static auto accumulator() {
@@ -99,10 +98,9 @@ class LongProducts {
   }
 
  private:
-  static constexpr int kTurnThreads = 2 * 128;  // who passes a turn and who takes it
   CUTE_DEVICE static int this_warp_group() { return int(threadIdx.x) / 128 - 1; }  // not kept: registers are short
   CUTE_DEVICE static void await_turn() {
-    if constexpr (Traits::kTileFits) cutlass::arch::NamedBarrier::sync(kTurnThreads, uint32_t(this_warp_group()));
+    if constexpr (Traits::kTileFits) Turns<Traits::kWarpGroups>::await(this_warp_group());
   }
 
   // Matrix descriptors of slabs (PTX ISA, "Matrix descriptor"): lower half the address, upper half the stride from one group of eight rows
