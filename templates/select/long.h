@@ -5,7 +5,6 @@
 #include "select/long_params.h"
 
 #include <algorithm>
-#include <limits>
 
 namespace prism {
 
@@ -23,13 +22,12 @@ struct LongRows {
 template <class Traits>
 struct LongScratch {
   int64_t const row_tiles, tiles;
-  int64_t q_slabs, k_slabs, k_facts, totals, claimed, masked, kept, lists, end = 0;
+  int64_t k_slabs, k_facts, totals, claimed, masked, kept, lists, end = 0;
 
   LongScratch(int64_t batch, int64_t num_q_heads, int64_t num_kv_heads, int64_t num_q_blocks, int64_t num_k_blocks)
       : row_tiles((num_q_blocks + kLongRows - 1) / kLongRows), tiles((num_k_blocks + kLongColumns - 1) / kLongColumns) {
     constexpr int64_t kTotalsBytes = kComponents * sizeof(float), kMaskRowBytes = kTileWords * sizeof(uint32_t);
     int64_t const q_heads = batch * num_q_heads, kv_heads = batch * num_kv_heads;
-    q_slabs = place(q_heads * row_tiles * Traits::kSlabs * kQuerySlabBytes);
     k_slabs = place(kv_heads * tiles * Traits::kSlabs * kKeySlabBytes);
     k_facts = place(kv_heads * int64_t(sizeof(KeyFacts)));
     totals = place((q_heads + kv_heads) * kTotalsBytes);
@@ -59,12 +57,11 @@ template <class Traits, bool kProbs>
 void long_launch(SelectParams const& select, DLDevice device) {
   using Storage = typename Traits::SharedStorage;
   if (select.batch == 0) return;
-  check_range(int64_t(select.batch) * select.num_kv_heads, "batch * kv heads", 0, kMaxGrid);
+  check_range(int64_t(select.batch) * select.num_q_heads, "batch * q heads", 0, kMaxGrid);
   LongScratch<Traits> const parts = long_scratch<Traits>(select);
   auto* const scratch = reinterpret_cast<unsigned char*>(select.scratch);
   LongParams p{};
   p.select = select;
-  p.q_slabs = scratch + parts.q_slabs;
   p.k_slabs = scratch + parts.k_slabs;
   p.k_facts = reinterpret_cast<KeyFacts*>(scratch + parts.k_facts);
   p.select.q_totals = reinterpret_cast<float*>(scratch + parts.totals);
@@ -88,11 +85,13 @@ void long_launch(SelectParams const& select, DLDevice device) {
 
   DeviceGuard const guard(device.device_id);
   using Shape = PrepareShape<Traits>;
-  p.key_slices = int(std::min<int64_t>(parts.tiles * Shape::kKeyParts, kKeySlices));
-  int64_t const heads = select.num_q_heads / select.num_kv_heads, query_parts = heads * parts.row_tiles * Shape::kQueryParts;
-  check_range(query_parts, "parts of a KV head's q blocks", 0, std::numeric_limits<int>::max() / 2);
-  dim3 const prepare_grid(unsigned(1 + heads + p.key_slices + query_parts), select.batch * select.num_kv_heads);
-  start_early(prepare_long_kernel<Traits>, p, prepare_grid, kPrepareThreads, 0, device);
+  p.key_slices = int(std::min<int64_t>(parts.tiles * Shape::kParts, kKeySlices));
+  int const heads = select.num_q_heads / select.num_kv_heads;
+  dim3 const prepare_grid(unsigned(p.key_slices + 2 + heads), select.batch * select.num_kv_heads);
+  // Of shared memory, which prepare does not use: its CTAs begin while those of the kernel before leave, and would all lie on the SMs that
+  // these leave first, where the passes' could not begin beside them.
+  constexpr int64_t kSpreadBytes = 40 * 1024;
+  start_early(prepare_long_kernel<Traits>, p, prepare_grid, kPrepareThreads, kSpreadBytes, device);
   auto const kernel = select_long_kernel<Traits, kProbs>;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(sizeof(Storage))), "select shared memory size");
   int64_t const ctas = std::min<int64_t>(works, kMostLongCtas);
@@ -101,8 +100,9 @@ void long_launch(SelectParams const& select, DLDevice device) {
   auto const emit = emit_long_kernel<kProbs>;
   check_cuda(cudaFuncSetAttribute(emit, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
              "select shared memory carve-out");
-  int64_t const emit_ctas = int64_t(select.batch) * select.num_q_heads * parts.row_tiles * kItemCtas;
-  start_early(emit, p, dim3(unsigned(emit_ctas)), kEmitThreads, beside ? 0 : kApartBytes, device);
+  dim3 const emit_grid(unsigned(p.list_tiles * kItemCtas), unsigned(select.batch * select.num_q_heads),
+                       unsigned((p.num_row_tiles + p.list_tiles - 1) / p.list_tiles));
+  start_early(emit, p, emit_grid, kEmitThreads, beside ? 0 : kApartBytes, device);
 }
 
 }  // namespace prism

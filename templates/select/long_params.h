@@ -35,7 +35,6 @@ struct KeyFacts {
 
 struct LongParams {
   SelectParams select;
-  unsigned char* q_slabs;  // [batch * num_q_heads][num_row_tiles][slabs of both bands]
   unsigned char* k_slabs;  // [batch * num_kv_heads][num_tiles][slabs of both bands]
   KeyFacts* k_facts;       // [batch * num_kv_heads]
   uint32_t* kept;          // [batch * num_q_heads][kBands][num_row_tiles * 64][num_tiles * 4]: bit masks

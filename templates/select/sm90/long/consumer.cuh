@@ -5,6 +5,7 @@
 #include "select/sm90/long/finish.cuh"
 #include "select/sm90/long/passes.cuh"
 #include "select/sm90/long/products.cuh"
+#include "select/sm90/long/queries.cuh"
 #include "select/sm90/long/traits.cuh"
 #include "select/sm90/scores.cuh"
 #include "shared/mbarrier.cuh"
@@ -25,11 +26,11 @@ class LongConsumer {
     if (warp_group_ == Traits::kWarpGroups - 1) products_.pass_turn();  // the first may begin
     #pragma unroll 1
     for (;;) {
-      uint32_t& next = smem_.q_phase[warp_group_ * 4 + thread_ / kWarpSize];
+      uint32_t& next = smem_.job_phase[warp_group_ * 4 + thread_ / kWarpSize];
       uint32_t const phase = next;
       __syncwarp();
       if (lane() == 0) next = phase ^ 1;
-      wait_at(smem_.q_full, phase);
+      wait_at(smem_.job_full, phase);
       if (of_warp(smem_.job.num_items) == 0) break;
       take();
     }
@@ -39,6 +40,7 @@ class LongConsumer {
   CUTE_DEVICE void take() {
     SelectParams const& p = params_.select;
     auto const& job = smem_.job;
+    if (!idle()) split_queries();
     CUTE_UNROLL
     for (int r = 0; r < kThreadRows; ++r) sees_[r] = is_row(r) ? p.num_visible(row_of(r)) : 0;
 
@@ -57,7 +59,7 @@ class LongConsumer {
         bits.total[r] = quad_sum(bits.total[r]);
       }
       uint32_t const sum_high = of_own_row(bits.sum_high), sum_low = sum_high + of_own_row(bits.sum_between);
-      uint32_t const target = share_of(of_own_row(bits.total), item().threshold);
+      uint32_t const target = share_of(of_own_row(bits.total), item().facts.threshold);
       int const found = int(*found_of(own_row()));
       RowBracket::Known now;
       if (turn > 1) now = known(own_row());
@@ -73,24 +75,29 @@ class LongConsumer {
       if (hear_verdict(verdict)) continue;
       uint32_t* const kept = params_.kept_row(item().q_row, job.band, row_of(own_row()));
       uint32_t* const masked = idle() ? nullptr : params_.masked_of(item().q_row, item().first_row / kLongRows);
-      arrive_at(smem_.q_empty);  // every thread for itself: it has read the job
+      arrive_at(smem_.job_empty);  // every thread for itself: it has read the job
       if (masked != nullptr) finish(target, bracket, bits, row, kept, masked);
       break;
     }
   }
 
+  // Makes halves of the item's rows.
+  CUTE_DEVICE void split_queries() {
+    float up[kThreadRows];
+    CUTE_UNROLL
+    for (int r = 0; r < kThreadRows; ++r) up[r] = half_scale(energy(r).all).up;
+    unsigned char* const slabs = reinterpret_cast<unsigned char*>(smem_.q) + warp_group_ * (Traits::kMostSlabs * kQuerySlabBytes);
+    int const first = thread_ / kWarpSize * QueryRows<Traits>::kWarpRows;
+    QueryRows<Traits>::split(slabs + first * kSlabRowBytes, Traits::band_slabs(of_warp(smem_.job.band)), up);
+    fence_async_proxy();
+    meet_at(Traits::kSplitBarrier + warp_group_, 128);
+  }
+
   CUTE_DEVICE void first_pass(RowBracket& bracket, RowBits& bits) {
-    SelectParams const& p = params_.select;
     RowSums sums;
     auto const start = [&] {
-      float energy[kThreadRows], band_energy[kThreadRows];  // on their way while counts are cleared
-      CUTE_UNROLL
-      for (int r = 0; r < kThreadRows; ++r) {
-        float const* energies = p.q_energy + (int64_t(item().q_row) * p.num_q_blocks + q_block(r)) * kComponents;
-        energy[r] = __ldg(energies + kAllDims), band_energy[r] = __ldg(energies + smem_.job.band);
-      }
       sums.start();
-      sums.threshold = item().threshold;
+      sums.threshold = item().facts.threshold;
       __syncwarp();  // the counts of the item before have been read
       CUTE_UNROLL
       for (int r = 0; r < kThreadRows; ++r) {
@@ -102,11 +109,16 @@ class LongConsumer {
         sums.place[r] = Buckets::place_of(counts(r));
       }
       __syncwarp();
+      // From a product of scaled means to a logit in octaves, but for the scaling of the row's mean; how far the first pass may be off.
+      ItemFacts const& facts = item().facts;
+      float const per_product = logit_scale<Traits::High::kDims, Traits::Low::kDims, Traits::kHeadDim, false>(
+          params_.select, facts, smem_.job.band, 0, 1, 0, 0, 0);
+      float const scale = per_product * facts.down, error = per_product * (kHighError * facts.longest);
       constexpr float kLeastScale = 0x1p-120f;  // of means of zeros: times the -inf of a hidden column, 0 would give NaN
       CUTE_UNROLL
       for (int r = 0; r < kThreadRows; ++r) {
-        sums.scale[r] = fmaxf(half_scale(energy[r]).down * item().scale, kLeastScale);
-        if (thread_ % 4 == 0) notes(r) = {{0.f, 0.f, 0.f}, item().error * half_length(band_energy[r], energy[r])};
+        sums.scale[r] = fmaxf(half_scale(energy(r).all).down * scale, kLeastScale);
+        if (thread_ % 4 == 0) notes(r) = {{0.f, 0.f, 0.f}, error * half_length(energy(r).band, energy(r).all)};
       }
       __syncwarp();
     };
@@ -128,7 +140,7 @@ class LongConsumer {
     }
     Buckets const buckets = of_own_row(sums.buckets);
     int const sees = of_own_row(sees_);
-    float const mass = of_own_row(masses), threshold = item().threshold;
+    float const mass = of_own_row(masses), threshold = item().facts.threshold;
     Stretch const stretch = find_stretch(buckets, counts(own_row()), sees, counted - sees, mass, threshold);  // every lane
     // A threshold of 1 or more (or NaN) keeps all, and so does a row of NaN.
     if (!is_row(own_row()) || !(threshold > 0.f && threshold < 1.f) || !(mass > 0.f && mass < INFINITY)) {
@@ -281,7 +293,7 @@ class LongConsumer {
     return __shfl_sync(kFullWarp, again, 0);  // read where it was told of; and products take whole warps
   }
 
-  // Until q_empty. Not kept: registers are short.
+  // Until job_empty. Not kept: registers are short.
   CUTE_DEVICE auto const& item() const { return smem_.job.items[warp_group_]; }
   CUTE_DEVICE bool idle() const { return item().last_sees == 0; }  // without an item
   CUTE_DEVICE int lane() const { return thread_ % kWarpSize; }
@@ -290,6 +302,7 @@ class LongConsumer {
   CUTE_DEVICE bool is_row(int r) const { return row_of(r) < params_.select.num_q_blocks; }
   CUTE_DEVICE int q_block(int r) const { return min(row_of(r), params_.select.num_q_blocks - 1); }  // rows past the end repeat the last
 
+  CUTE_DEVICE RowEnergy const& energy(int r) const { return smem_.energies[warp_group_][place_of(r)]; }
   CUTE_DEVICE RowBracket::Known& known(int r) const { return smem_.known[warp_group_][place_of(r)]; }  // registers are short
   CUTE_DEVICE uint32_t* counts(int r) const { return smem_.counts[anew(warp_group_)][place_of(r)]; }
   // Behind a row's counts.

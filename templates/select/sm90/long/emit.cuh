@@ -16,11 +16,12 @@ constexpr uint32_t kFewBits = 8;  // of a word: up to so many are written one af
 // Writes one list. Straight to memory, a lane a column: put together in shared memory and written 16 bytes a lane it took as long alone,
 // and longer beside the passes, whose first one keeps shared memory busy.
 template <class KeptWord>
-CUTE_DEVICE void emit_long_list(SelectParams const& p, int64_t out_row, int q_block, KeptWord const& kept_word) {
+CUTE_DEVICE void emit_long_list(SelectParams const& p, int64_t out_row, int q_block, int num_visible, KeptWord const& kept_word) {
   constexpr int kGroup = 8;  // words between two looks whether there are more
-  int const lane = threadIdx.x % kWarpSize, num_visible = p.num_visible(q_block), num_words = mask_words(num_visible);
+  int const lane = threadIdx.x % kWarpSize, num_words = mask_words(num_visible);
   uint32_t const own = 1u << lane, before = own - 1u;
-  int32_t* const list = p.block_indices + out_row * p.max_blocks;
+  int32_t* list = p.block_indices + out_row * p.max_blocks;
+  asm("" : "+l"(list));  // one address, which the compiler would make anew for every store
   int count = 0;
   uint32_t next = kept_word(lane);
   #pragma unroll 1
@@ -45,11 +46,18 @@ CUTE_DEVICE void emit_long_list(SelectParams const& p, int64_t out_row, int q_bl
       CUTE_UNROLL
       for (int group = 0; group < kBatchWords; group += kGroup) {
         if (group >= num_words - first) break;  // words past the row's end keep nothing
+        uint32_t columns[kGroup];
+        int place[kGroup];  // of all eight before the first store: their latencies overlap
         CUTE_UNROLL
-        for (int w = group; w < group + kGroup; ++w) {
-          uint32_t const columns = __shfl_sync(kFullWarp, kept, w);
-          int const place = __shfl_sync(kFullWarp, start, w) + __popc(columns & before);
-          if (columns & own) list[place] = column + w * kWarpSize;
+        for (int w = 0; w < kGroup; ++w) {
+          columns[w] = __shfl_sync(kFullWarp, kept, group + w);
+          place[w] = __shfl_sync(kFullWarp, start, group + w);
+        }
+        CUTE_UNROLL
+        for (int w = 0; w < kGroup; ++w) place[w] += __popc(columns[w] & before);
+        CUTE_UNROLL
+        for (int w = 0; w < kGroup; ++w) {
+          store_if(columns[w] & own, list + place[w], column + (group + w) * kWarpSize);
         }
       }
     }
@@ -73,18 +81,9 @@ CUTE_DEVICE void await_masks(uint32_t const* masked) {
   __syncwarp();
 }
 
-struct EmitItem {
-  int q_row, row_tile;
-};
-
-// Items as their masks come, roughly: those of the longest list_tiles row tiles of all heads, head by head, then the next.
-CUTE_DEVICE EmitItem item_at(LongParams const& params, int place) {
-  int const part_items = params.select.batch * params.select.num_q_heads * params.list_tiles;
-  int const part = place / part_items, rest = place % part_items;
-  int const tiles = min(params.list_tiles, params.num_row_tiles - part * params.list_tiles);
-  return {rest / tiles, params.num_row_tiles - 1 - part * params.list_tiles - rest % tiles};
-}
-
+// gridDim: (CTAs of list_tiles items, batch * num_q_heads, parts of list_tiles row tiles). So items come as their masks do, roughly: those
+// of the longest list_tiles row tiles of all heads, head by head, then the next.
+//
 // CTAs of an SM that has no more works write the lists of items that are done while other SMs go on; one lies beside the passes, if the
 // launch leaves it the room.
 template <bool kProbs>
@@ -93,14 +92,15 @@ __global__ void __launch_bounds__(kEmitThreads, kEmitCtas) emit_long_kernel(__gr
   launch_dependents();
   int const lane = threadIdx.x % kWarpSize;
   int const warp = __shfl_sync(kFullWarp, int(threadIdx.x) / kWarpSize, 0);  // so that ptxas sees: what follows from it is a warp's
-  auto const [q_row, row_tile] = item_at(params, int(blockIdx.x) / kItemCtas);
+  int const place = int(blockIdx.z) * params.list_tiles + int(blockIdx.x) / kItemCtas;  // from the longest rows on
+  int const q_row = blockIdx.y, row_tile = params.num_row_tiles - 1 - place;
   int const q_block = row_tile * kLongRows + int(blockIdx.x) % kItemCtas * kEmitRows + warp;
-  if (q_block < p.num_q_blocks) {
-    await_masks(params.masked_of(q_row, row_tile));
+  if (row_tile >= 0 && q_block < p.num_q_blocks) {
     int const num_visible = p.num_visible(q_block), words = mask_words(num_visible);
     uint32_t const *high = params.kept_row(q_row, 0, q_block), *low = params.kept_row(q_row, 1, q_block);
     int64_t const row = int64_t(q_row) * p.num_q_blocks + q_block;
-    emit_long_list(p, row, q_block, [&](int word) { return word < words ? high[word] | low[word] : 0u; });
+    await_masks(params.masked_of(q_row, row_tile));
+    emit_long_list(p, row, q_block, num_visible, [&](int word) { return word < words ? high[word] | low[word] : 0u; });
     if constexpr (kProbs) {
       for (int band = 0; band < kBands; ++band) {
         int32_t* probs = p.probs + ((int64_t(q_row) * kBands + band) * p.num_q_blocks + q_block) * p.num_k_blocks;
@@ -108,7 +108,8 @@ __global__ void __launch_bounds__(kEmitThreads, kEmitCtas) emit_long_kernel(__gr
       }
     }
   }
-  if (blockIdx.x + 1 == gridDim.x) await_previous_kernels();  // so that this grid ends behind the one before
+  bool const last = blockIdx.x + 1 == gridDim.x && blockIdx.y + 1 == gridDim.y && blockIdx.z + 1 == gridDim.z;
+  if (last) await_previous_kernels();  // so that this grid ends behind the one before
 }
 
 }  // namespace prism

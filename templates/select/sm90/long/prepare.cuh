@@ -1,4 +1,4 @@
-// Means to slabs of halves (long_params.h), once for all tiles that read them, and the sums of energies.
+// Key means to slabs of halves (long_params.h), once for all rows that read them, and the sums of energies.
 #pragma once
 
 #include "select/sm90/calibrate.cuh"
@@ -15,7 +15,7 @@ constexpr int kKeySlices = 64;  // most CTAs that prepare a KV head's key means:
 template <class Traits>
 struct PrepareShape {
   static constexpr int kWarpRows = Traits::kHeadDim < 128 ? 8 : 4, kRows = kPrepareThreads / kWarpSize * kWarpRows;
-  static constexpr int kKeyParts = kLongColumns / kRows, kQueryParts = kLongRows / kRows;  // of a tile
+  static constexpr int kParts = kLongColumns / kRows;  // of a tile
   static constexpr int kSmCtas = Traits::kHeadDim == 128 ? 8 : 4;
 };
 
@@ -59,61 +59,46 @@ CUTE_DEVICE void prepare_keys(LongParams const& params, int k_row, int slice) {
   uint32_t const warp_row = threadIdx.x / kWarpSize * Shape::kWarpRows;
   float up = 0.f;
   #pragma unroll 1
-  for (int part = slice; part < params.num_tiles * Shape::kKeyParts; part += params.key_slices) {
-    int const tile = part / Shape::kKeyParts, row = part * Shape::kRows + int(warp_row);
-    uint32_t const first = uint32_t(part) % Shape::kKeyParts * Shape::kRows + warp_row;
+  for (int part = slice; part < params.num_tiles * Shape::kParts; part += params.key_slices) {
+    int const tile = part / Shape::kParts, row = part * Shape::kRows + int(warp_row);
+    uint32_t const first = uint32_t(part) % Shape::kParts * Shape::kRows + warp_row;
     // Loads are under way while energies are looked at.
-    SlabRows<Traits, kKeySlabBytes, Shape::kWarpRows> rows(mean + int64_t(row) * Traits::kHeadDim, p.num_k_blocks - row);
+    SlabRows<Traits, Shape::kWarpRows> rows(mean + int64_t(row) * Traits::kHeadDim, p.num_k_blocks - row);
     if (part == slice) up = half_scale(most_energy<kAllDims>(energy, p.num_k_blocks).of[kAllDims]).up;
-    rows.store(params.k_slabs + (int64_t(k_row) * params.num_tiles + tile) * Traits::kSlabs * kKeySlabBytes,
-               [&](uint32_t) { return up; }, [&](uint32_t row) { return place_in_tile(first + row); });
+    rows.store(params.k_slabs + (int64_t(k_row) * params.num_tiles + tile) * Traits::kSlabs * kKeySlabBytes, up,
+               [&](uint32_t row) { return place_in_tile(first + row); });
   }
 }
 
-// A part of a row tile. tile: among those of a KV head's q heads, head by head.
-template <class Traits>
-CUTE_DEVICE void prepare_queries(LongParams const& params, int first_q_row, int tile, uint32_t part) {
-  using Shape = PrepareShape<Traits>;
+// What is known of a KV head's key means, and counters that are to begin at 0.
+CUTE_DEVICE void prepare_facts(LongParams const& params, int k_row, int heads) {
   SelectParams const& p = params.select;
-  uint32_t const first = part * Shape::kRows + threadIdx.x / kWarpSize * Shape::kWarpRows;
-  int const head = tile / params.num_row_tiles, row = (tile - head * params.num_row_tiles) * kLongRows + int(first);
-  int const lane_row = min(row + int(threadIdx.x % Shape::kWarpRows), p.num_q_blocks - 1);
-  int64_t const head_row = int64_t(first_q_row + head) * p.num_q_blocks;
-  SlabRows<Traits, kQuerySlabBytes, Shape::kWarpRows> rows(p.q_mean + (head_row + row) * Traits::kHeadDim, p.num_q_blocks - row);
-  float const up = half_scale(p.q_energy[(head_row + lane_row) * kComponents + kAllDims]).up;
-  rows.store(params.q_slabs + (int64_t(first_q_row) * params.num_row_tiles + tile) * Traits::kSlabs * kQuerySlabBytes,
-             [&](uint32_t row) { return __shfl_sync(kFullWarp, up, row); }, [&](uint32_t row) { return first + row; });
+  uint32_t* const masked = params.masked_of(k_row * heads, 0);
+  for (int i = threadIdx.x; i < heads * params.num_row_tiles; i += kPrepareThreads) masked[i] = 0;
+  MostEnergy const most = most_energy<0>(p.k_energy + int64_t(k_row) * p.k_capacity * kComponents, p.num_k_blocks);
+  if (threadIdx.x > 0) return;
+  auto const longest = [&](int band) { return half_length(most.of[band], most.of[kAllDims]); };
+  params.k_facts[k_row] = {half_scale(most.of[kAllDims]).down, {longest(0), longest(1)}};
+  if (k_row == 0) *params.claimed = 0;
 }
 
-// gridDim: (sums of energies of a KV head and of each of its q heads, then slices of its keys' means, then parts of its queries' tiles;
-// batch * num_kv_heads).
+// gridDim: (slices of a KV head's keys, its facts, sums of its energies and of those of each of its q heads; batch * num_kv_heads).
 template <class Traits>
 __global__ void __launch_bounds__(kPrepareThreads, PrepareShape<Traits>::kSmCtas)
     prepare_long_kernel(__grid_constant__ LongParams const params) {
   SelectParams const& p = params.select;
-  int const k_row = blockIdx.y, heads = p.num_q_heads / p.num_kv_heads, first_q_row = k_row * heads;
-  int const head = int(blockIdx.x) - 1, key_slice = head - heads, query_part = key_slice - params.key_slices;
+  int const k_row = blockIdx.y, heads = p.num_q_heads / p.num_kv_heads, slice = blockIdx.x, side = slice - params.key_slices - 1;
   launch_dependents();
   await_previous_kernels();
-  if (head < 0) {
-    float const* k_energy = p.k_energy + int64_t(k_row) * p.k_capacity * kComponents;
-    prepare_total(k_energy, p.num_k_blocks, p.k_totals + k_row * kComponents);
-    MostEnergy const most = most_energy<0>(k_energy, p.num_k_blocks);
-    if (threadIdx.x == 0) {
-      auto const longest = [&](int band) { return half_length(most.of[band], most.of[kAllDims]); };
-      params.k_facts[k_row] = {half_scale(most.of[kAllDims]).down, {longest(0), longest(1)}};
-    }
-    if (threadIdx.x == 0 && k_row == 0) *params.claimed = 0;
-    uint32_t* const masked = params.masked_of(first_q_row, 0);
-    for (int i = threadIdx.x; i < heads * params.num_row_tiles; i += kPrepareThreads) masked[i] = 0;
-  } else if (head < heads) {
-    int const q_row = first_q_row + head;
+  if (side < -1) {
+    prepare_keys<Traits>(params, k_row, slice);
+  } else if (side < 0) {
+    prepare_facts(params, k_row, heads);
+  } else if (side < heads) {
+    int const q_row = k_row * heads + side;
     prepare_total(p.q_energy + int64_t(q_row) * p.num_q_blocks * kComponents, p.num_q_blocks, p.q_totals + q_row * kComponents);
-  } else if (query_part < 0) {
-    prepare_keys<Traits>(params, k_row, key_slice);
   } else {
-    constexpr uint32_t kParts = PrepareShape<Traits>::kQueryParts;
-    prepare_queries<Traits>(params, first_q_row, query_part / kParts, query_part % kParts);
+    prepare_total(p.k_energy + int64_t(k_row) * p.k_capacity * kComponents, p.num_k_blocks, p.k_totals + k_row * kComponents);
   }
 }
 

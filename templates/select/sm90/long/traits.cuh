@@ -34,13 +34,30 @@ CUTE_DEVICE int of_warp(int x) { return __shfl_sync(kFullWarp, x, 0); }
 constexpr float kHighError = 0x1.01p-10f;
 CUTE_DEVICE float half_length(float band_energy, float energy) { return sqrtf(band_energy) + 0x1p-24f * sqrtf(energy); }
 
+// Of a row's mean.
+struct RowEnergy {
+  float all, band;  // of all dims, and of the band that is looked at
+};
+
+// What an item's scores are scaled by.
+struct ItemFacts {
+  float threshold;
+  float down, longest;         // of its KV head's KeyFacts
+  RowEnergy q_total, k_total;  // added up over the blocks of its q head, and of its KV head
+
+  // As EnergySums::total.
+  CUTE_DEVICE float total(int side, int c, int heads) const {
+    RowEnergy const& sums = side < heads ? q_total : k_total;
+    return c == kAllDims ? sums.all : sums.band;
+  }
+};
+
 // A CTA's work as its loader tells the others: what takes divisions to find out.
 template <int kWarpGroups>
 struct LongJob {
   struct Item {
     int q_row, first_row, first_sees, last_sees;  // rows of a tile see first_sees to last_sees columns; 0 without an item
-    float threshold, scale;  // scale: from a product of scaled means to a logit in octaves, but for the scaling of the row's mean
-    float error;             // of a logit in the first pass, times the half_length of the row's mean
+    ItemFacts facts;
   };
   int band, num_items, num_tiles;  // num_items 0: there is no more work
   uint32_t verdicts;  // before those of this work
@@ -71,13 +88,14 @@ struct LongTraits {
   CUTE_HOST_DEVICE static constexpr int launch_registers(bool probs) {
     return (kSmRegisters - (probs ? 0 : kEmitThreads * kEmitRegisters)) / kThreads / 8 * 8;
   }
-  CUTE_HOST_DEVICE static constexpr int loader_registers(bool probs) { return probs ? 40 : 48; }  // 32: it spills, or the consumers do
+  // With fewer it spills; with more, consumers do.
+  CUTE_HOST_DEVICE static constexpr int loader_registers(bool probs) { return kWarpGroups == 2 ? 64 : probs ? 56 : 48; }
   CUTE_HOST_DEVICE static constexpr int consumer_registers(bool probs) {
     return cute::min((launch_registers(probs) * kThreads / 128 - loader_registers(probs)) / kWarpGroups / 8 * 8, 240);
   }
 
   static constexpr int64_t kPassesBytes = kSmBytes - 2 * kCtaBytes;  // beside a CTA that asks for none
-  static constexpr int kMetadataBytes = 5120;  // barriers, and what is known of rows
+  static constexpr int kMetadataBytes = 6144;  // barriers, and what is known of rows
   static constexpr int kQueryBytes = kWarpGroups * kMostSlabs * kQuerySlabBytes;
   static constexpr int kCountBytes = kWarpGroups * kLongRows * Buckets::kStride * int(sizeof(uint32_t));
   static constexpr int kSlotSlabs = kMostSlabs <= 3 ? kMostSlabs : 1;  // a barrier's: those of a tile, if there is room for two
@@ -96,6 +114,9 @@ struct LongTraits {
   using TileShape = cute::Shape<cute::Int<kLongRows>, cute::Int<kLongColumns>, cute::_16>;
   using Mma = decltype(cute::make_tiled_mma(cute::GMMA::ss_op_selector<Element, Element, float, TileShape>()));
 
+  // Named barriers: of turns from 0 on, one for each warp group that makes halves of its rows, and that of the loaders.
+  static constexpr uint32_t kSplitBarrier = kWarpGroups, kLoadersBarrier = 2 * kWarpGroups;
+
   using Barrier = cutlass::arch::ClusterBarrier;
   using TransactionBarrier = cutlass::arch::ClusterTransactionBarrier;
 
@@ -104,15 +125,17 @@ struct LongTraits {
     alignas(1024) Element k[cute::cosize_v<LayoutK>];
     // With RowNotes behind each row's; then the warps' values of half a tile, and how many each row has listed; then those of lists.
     alignas(16) uint32_t counts[kWarpGroups][kLongRows][Buckets::kStride];
+    RowEnergy energies[kWarpGroups][kLongRows];
     RowBracket::Known known[kWarpGroups][kLongRows];
-    TransactionBarrier q_full;
     TransactionBarrier k_full[kSlots];
-    Barrier q_empty;
+    Barrier job_full;
+    Barrier job_empty;
     Barrier k_empty[kSlots];
-    Barrier verdict;                    // all warps have said whether a row wants one more pass
-    uint32_t again[2];                  // the last verdict with an even number, and with an odd one, by which some row wanted one
-    LongJob<kWarpGroups> job;           // known once q_full, until q_empty
-    uint32_t q_phase[4 * kWarpGroups];  // of q_full, for each warp to wait for: registers are short
+    Barrier verdict;                      // all warps have said whether a row wants one more pass
+    uint32_t again[2];                    // the last verdict with an even number, and with an odd one, by which some row wanted one
+    LongJob<kWarpGroups> job;             // known once job_full, until job_empty
+    int next_work;                        // what the first loader has claimed
+    uint32_t job_phase[4 * kWarpGroups];  // of job_full, for each warp to wait for: registers are short
   };
   static_assert(sizeof(SharedStorage) <= kPassesBytes);
 
@@ -151,11 +174,6 @@ struct LongWork {
   CUTE_DEVICE static int first_sees(LongParams const& p, int row_tile) { return p.select.num_visible(row_tile * kLongRows); }
   CUTE_DEVICE static int last_sees(LongParams const& p, int row_tile) {
     return p.select.num_visible(min((row_tile + 1) * kLongRows, p.select.num_q_blocks) - 1);
-  }
-  // From a product of means to a logit in octaves.
-  CUTE_DEVICE float scale(LongParams const& p, int q_row) const {
-    PreparedSums const energies(p.select, q_row, k_row);
-    return logit_scale<Traits::High::kDims, Traits::Low::kDims, Traits::kHeadDim, false>(p.select, energies, band, 0, 1, q_row, k_row, 0);
   }
 };
 
