@@ -1,4 +1,4 @@
-"""Speed of pool and select, stage by stage and as one CUDA graph: the section `select_speed`.
+"""Speed of pool and select, stage by stage, as one CUDA graph and back to back: the section `select_speed`.
 
 Owns which figures are taken. Must not own timing or peers (prism_gen/bench/ does).
 """
@@ -21,13 +21,14 @@ from prism_gen.verify.report import Findings, Report
 from tools.check.ceilings import report_ceilings
 from tools.check.graph import Pipeline, make_pipeline
 from tools.check.options import Options
+from tools.check.pool_speed import time_repeated
 
 MAX_SORTED = 1 << 27  # probabilities that the reference sorts at once: 1 GB of int64 places
 THRESHOLD = 0.95  # the paper's for Llama, as the peers' figures were taken
 
 
 def time_selection(pipeline: Pipeline, device: torch.device, tbps: float) -> Findings:
-    """pool, select, both, and both replayed as a graph; the floor is q and k read once."""
+    """pool, select, both, both replayed as a graph, and both among others in a graph; the floor is q and k read once."""
     found = Findings()
     pipeline.buffers["thresholds"].fill_(THRESHOLD)
     stages: dict[str, Callable[[], object]] = {
@@ -41,6 +42,7 @@ def time_selection(pipeline: Pipeline, device: torch.device, tbps: float) -> Fin
     for name, timing in times.items():
         found.figures[f"{name}_ms"] = round(timing.median_ms, 5)
         found.figures[f"{name}_spread"] = timing.record()["spread"]
+    found.figures["repeated_ms"] = round(time_repeated(pipeline.selection, device), 5)
     counts = pipeline.buffers["block_counts"]
     q_bytes, k_bytes = (x.numel() * x.element_size() for x in (pipeline.q, pipeline.k))
     floor_ms = (q_bytes + k_bytes) / tbps / 1e9

@@ -14,7 +14,7 @@ Record = dict[str, Any]
 MAIN_FIGURES = ("tflops", "sustained_tflops", "total_ms", "tbps", "skipped")
 ATTEND_FIGURES = ("ms", "spread", "rested_tflops", "of_ceiling", "host_us", "of_copy", "times_rotation")
 POWER_FIGURES = ("watts", "joules_per_tflop", "clock_mhz")
-SELECT_FIGURES = ("pool_ms", "select_ms", "subpool_ms", "score_ms", "graph_ms", "floor_ms", "density")
+SELECT_FIGURES = ("pool_ms", "select_ms", "subpool_ms", "score_ms", "graph_ms", "repeated_ms", "floor_ms", "density")
 MAX_PROBLEM_CHARS = 600
 
 
