@@ -25,19 +25,6 @@ __device__ __forceinline__ void arrive_warp_at(Barrier const& barrier) {
   if (threadIdx.x % 32 == 0) arrive_at(barrier);
 }
 
-// Whole warps meet at a named barrier, `threads` of them in all: what each has written before, all see behind it.
-__device__ __forceinline__ void meet_at(uint32_t named_barrier, uint32_t threads) {
-  asm volatile("" ::: "memory");
-  cutlass::arch::NamedBarrier::sync(threads, named_barrier);
-  asm volatile("" ::: "memory");
-}
-
-// Orders this thread's writes to shared memory before what the tensor cores and bulk copies do there, behind a barrier.
-__device__ __forceinline__ void fence_async_proxy() {
-  asm volatile("" ::: "memory");
-  cutlass::arch::fence_view_async_shared();
-}
-
 // At the barrier that lies where `barrier` does in CTA `rank` of a cluster of kCluster; rank may be this CTA's own.
 template <int kCluster, class Barrier>
 __device__ __forceinline__ void arrive_at_peer(Barrier const& barrier, int rank) {

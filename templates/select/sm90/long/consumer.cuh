@@ -9,6 +9,7 @@
 #include "select/sm90/long/traits.cuh"
 #include "select/sm90/scores.cuh"
 #include "shared/mbarrier.cuh"
+#include "shared/named_barrier.cuh"
 
 namespace prism {
 
@@ -89,7 +90,6 @@ class LongConsumer {
     unsigned char* const slabs = reinterpret_cast<unsigned char*>(smem_.q) + warp_group_ * (Traits::kMostSlabs * kQuerySlabBytes);
     int const first = thread_ / kWarpSize * QueryRows<Traits>::kWarpRows;
     QueryRows<Traits>::split(slabs + first * kSlabRowBytes, Traits::band_slabs(of_warp(smem_.job.band)), up);
-    fence_async_proxy();
     meet_at(Traits::kSplitBarrier + warp_group_, 128);
   }
 

@@ -4,9 +4,11 @@
 #pragma once
 
 #include "select/sm90/long/queries.cuh"
+#include "select/sm90/long/ring.cuh"
 #include "select/sm90/long/traits.cuh"
 #include "shared/dependents.cuh"
 #include "shared/mbarrier.cuh"
+#include "shared/named_barrier.cuh"
 #include "shared/ring.cuh"
 
 #include <cute/arch/copy_sm90_tma.hpp>

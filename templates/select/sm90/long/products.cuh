@@ -1,9 +1,9 @@
 // The products of a consumer warp group of the kernel for long rows, and its place in the ring of key slabs.
 #pragma once
 
+#include "select/sm90/long/ring.cuh"
 #include "select/sm90/long/traits.cuh"
 #include "shared/mbarrier.cuh"
-#include "shared/ring.cuh"
 #include "shared/turns.cuh"
 
 namespace prism {

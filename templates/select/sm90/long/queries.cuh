@@ -9,6 +9,7 @@
 #include "select/sm90/long/traits.cuh"
 
 #include <cute/arch/copy_sm80.hpp>
+#include <cutlass/arch/barrier.h>
 
 namespace prism {
 
@@ -100,6 +101,8 @@ struct QueryRows {
         piece(chunk + (odd ^ 1) * kSlabChunks, slab, r) = odd ? high : low;
       }
     }
+    asm volatile("" ::: "memory");
+    cutlass::arch::fence_view_async_shared();  // the tensor cores will read them
   }
 };
 
