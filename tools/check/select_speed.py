@@ -28,7 +28,7 @@ THRESHOLD = 0.95  # the paper's for Llama, as the peers' figures were taken
 
 
 def time_selection(pipeline: Pipeline, device: torch.device, tbps: float) -> Findings:
-    """pool, select, both, both replayed as a graph, and both among others in a graph; the floor is q and k read once."""
+    """pool, select, both, both replayed as a graph, and among others in a graph; the floor is q and k read once."""
     found = Findings()
     pipeline.buffers["thresholds"].fill_(THRESHOLD)
     stages: dict[str, Callable[[], object]] = {
