@@ -81,7 +81,8 @@ void long_launch(SelectParams const& select, DLDevice device) {
   static_assert(kApartBytes <= kMostUnasked, "more is to be asked for as an attribute of the kernel");
   int64_t const works = LongWork<Traits>::count(p);
   bool const beside = works >= kBesideWorks * kMostLongCtas;
-  p.list_tiles = beside ? 1 : (p.num_row_tiles + kParts - 1) / kParts;
+  int const most_parts = beside ? int(kMaxGrid) : kParts;
+  p.list_tiles = (p.num_row_tiles + most_parts - 1) / most_parts;
 
   DeviceGuard const guard(device.device_id);
   using Shape = PrepareShape<Traits>;

@@ -7,7 +7,7 @@
 
 namespace prism {
 
-// Whole warps meet, `threads` of them in all: what each has written to shared memory before, all see behind it.
+// Whole warps meet, `threads` threads in all: what each has written to shared memory before, all see behind it.
 __device__ __forceinline__ void meet_at(uint32_t named_barrier, uint32_t threads) {
   asm volatile("" ::: "memory");
   cutlass::arch::NamedBarrier::sync(threads, named_barrier);

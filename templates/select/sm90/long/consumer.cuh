@@ -2,6 +2,7 @@
 // about where its cut-off lies, the second tries a bracket for it; where that missed in some row of the CTA, one more pass tries another.
 #pragma once
 
+#include "select/sm90/calibrate.cuh"
 #include "select/sm90/long/finish.cuh"
 #include "select/sm90/long/passes.cuh"
 #include "select/sm90/long/products.cuh"
@@ -279,7 +280,7 @@ class LongConsumer {
     }
   }
 
-  // Tells the other warps and the loader whether this warp wants one more pass. verdict: its number, from 1 on.
+  // Tells the other warps and the first loader whether this warp wants one more pass. verdict: its number, from 1 on.
   CUTE_DEVICE void tell_verdict(uint32_t verdict, bool again) {
     bool const any = __any_sync(kFullWarp, again);
     if (lane() != 0) return;
@@ -302,6 +303,7 @@ class LongConsumer {
   CUTE_DEVICE bool is_row(int r) const { return row_of(r) < params_.select.num_q_blocks; }
   CUTE_DEVICE int q_block(int r) const { return min(row_of(r), params_.select.num_q_blocks - 1); }  // rows past the end repeat the last
 
+  // Not loaded without an item.
   CUTE_DEVICE RowEnergy const& energy(int r) const { return smem_.energies[warp_group_][place_of(r)]; }
   CUTE_DEVICE RowBracket::Known& known(int r) const { return smem_.known[warp_group_][place_of(r)]; }  // registers are short
   CUTE_DEVICE uint32_t* counts(int r) const { return smem_.counts[anew(warp_group_)][place_of(r)]; }

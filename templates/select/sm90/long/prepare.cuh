@@ -10,8 +10,8 @@ namespace prism {
 
 constexpr int kKeySlices = 64;  // most CTAs that prepare a KV head's key means: each looks for the largest energy of all
 
-// What a warp and a CTA take at a time, and how many CTAs an SM has. Many warps with few rows each, so that their loads are under way at
-// once (short rows lie two to a load: 8 are the fewest); with 32 registers ptxas spills at other head dims.
+// What a warp and a CTA take at a time, and how many CTAs an SM has registers for. Many warps with few rows each, so that their loads are
+// under way at once (short rows lie two to a load: 8 are the fewest); with 32 registers ptxas spills at other head dims.
 template <class Traits>
 struct PrepareShape {
   static constexpr int kWarpRows = Traits::kHeadDim < 128 ? 8 : 4, kRows = kPrepareThreads / kWarpSize * kWarpRows;
@@ -82,7 +82,7 @@ CUTE_DEVICE void prepare_facts(LongParams const& params, int k_row, int heads) {
   if (k_row == 0) *params.claimed = 0;
 }
 
-// gridDim: (slices of a KV head's keys, its facts, sums of its energies and of those of each of its q heads; batch * num_kv_heads).
+// gridDim: (slices of a KV head's keys, its facts, sums of energies of each of its q heads and of its own; batch * num_kv_heads).
 template <class Traits>
 __global__ void __launch_bounds__(kPrepareThreads, PrepareShape<Traits>::kSmCtas)
     prepare_long_kernel(__grid_constant__ LongParams const params) {

@@ -1,7 +1,8 @@
-// Rows of q means on their way to products. The loader has a band's dims of an item's rows copied to shared memory as they are, four
+// Rows of q means on their way to products. A loader has a band's dims of an item's rows copied to shared memory as they are, four
 // bytes a dim; those who multiply them make halves of them in place: 32 dims take as many bytes as a slab's row (long_params.h).
 //
-// So the passes wait for the keys alone to be prepared. (Copied to registers and from there to shared memory, a work waited for L2, 3 us.)
+// So of all means those of keys alone are prepared before. (Copied to registers and from there to shared memory, a work waited for L2:
+// 3 us.)
 #pragma once
 
 #include "select/sm90/fragments.cuh"

@@ -5,7 +5,6 @@
 #pragma once
 
 #include "select/long_params.h"
-#include "select/sm90/calibrate.cuh"
 #include "select/sm90/long/bracket.cuh"
 #include "shared/bands.cuh"
 
@@ -34,7 +33,7 @@ CUTE_DEVICE int of_warp(int x) { return __shfl_sync(kFullWarp, x, 0); }
 constexpr float kHighError = 0x1.01p-10f;
 CUTE_DEVICE float half_length(float band_energy, float energy) { return sqrtf(band_energy) + 0x1p-24f * sqrtf(energy); }
 
-// Of a row's mean.
+// Of a row's mean, or added up over blocks.
 struct RowEnergy {
   float all, band;  // of all dims, and of the band that is looked at
 };
@@ -52,7 +51,7 @@ struct ItemFacts {
   }
 };
 
-// A CTA's work as its loader tells the others: what takes divisions to find out.
+// A CTA's work as its first loader tells the others: what takes divisions to find out, and what is to be loaded.
 template <int kWarpGroups>
 struct LongJob {
   struct Item {
@@ -78,7 +77,7 @@ struct LongTraits {
   static constexpr int kSlabs = kBandSlabs<High> + kBandSlabs<Low>;
   static constexpr int kMostSlabs = std::max(kBandSlabs<High>, kBandSlabs<Low>);
 
-  // Warp groups share a tile of keys. Four, beside the loader's, would leave a thread 112 registers: it spills, and near its limit ptxas
+  // Warp groups share a tile of keys. Four, beside the loaders', would leave a thread 112 registers: it spills, and near its limit ptxas
   // lays the passes out value after value, each waiting for the one before.
   static constexpr int kWarpGroups = kMostSlabs <= 4 ? 3 : 2;
   static constexpr int kConsumers = 128 * kWarpGroups;
@@ -116,6 +115,7 @@ struct LongTraits {
 
   // Named barriers: of turns from 0 on, one for each warp group that makes halves of its rows, and that of the loaders.
   static constexpr uint32_t kSplitBarrier = kWarpGroups, kLoadersBarrier = 2 * kWarpGroups;
+  static_assert(kLoadersBarrier + cutlass::arch::NamedBarrier::ReservedNamedBarrierCount < 16, "an SM has no more");
 
   using Barrier = cutlass::arch::ClusterBarrier;
   using TransactionBarrier = cutlass::arch::ClusterTransactionBarrier;
