@@ -11,8 +11,8 @@ constexpr int kTileWords = kLongColumns / 32;
 constexpr int kMostLongCtas = 132;  // persistent: one on each SM of an H200
 
 // Keys lie in memory as wgmma wants them in shared memory, so that a plain bulk copy brings them there; q rows are made so there
-// (queries.cuh). A slab is 32 dims of a
-// band: rows of 128 bytes, the high halves and then the low ones, their 16-byte pieces swizzled as CuTe's 128-byte swizzle has it.
+// (queries.cuh). A slab is 32 dims of a band: rows of 128 bytes, the high halves and then the low ones, their 16-byte pieces swizzled as
+// CuTe's 128-byte swizzle has it.
 constexpr int kSlabDims = 32;
 constexpr int kSlabRowBytes = 128;
 constexpr int kQuerySlabBytes = kLongRows * kSlabRowBytes;
